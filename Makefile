@@ -1,0 +1,70 @@
+# shop: make help lists the targets.
+PG_CONFIG ?= pg_config
+
+# These targets set the machine up or bring their own server, so they must
+# work before PostgreSQL's development files are installed.
+SCRIPTS_TARGETS = setup check demo replay bench storm format help
+
+ifneq (,$(filter $(SCRIPTS_TARGETS),$(MAKECMDGOALS)))
+
+export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS
+
+.PHONY: $(SCRIPTS_TARGETS)
+
+help:
+	@echo 'make             build the extension'
+	@echo 'make install     install it into the PostgreSQL of PG_CONFIG'
+	@echo 'make installcheck  run the SQL and isolation tests on a running server'
+	@echo 'make setup       install the Debian packages that building and testing need'
+	@echo 'make demo        run a small shop on a scratch server and show it'
+	@echo 'make check       run every test, on a scratch server'
+	@echo 'make replay DATA=dir [STREAMS=n] [STOCK=n] [POINTS=n]  place real orders'
+	@echo 'make bench       measure, beside other ways to do the job'
+	@echo 'make storm [SECONDS=n] [CLIENTS=n]  everything at once, then verify()'
+	@echo 'make format      format the C sources with clang-format'
+
+setup:
+	@.ci/setup
+
+check:
+	@.ci/check
+
+demo:
+	@bench/demo
+
+replay:
+	@bench/replay
+
+bench:
+	@bench/bench
+
+storm:
+	@bench/storm
+
+format:
+	clang-format -i $$(git ls-files 'src/*.c' 'src/*.h')
+
+else
+
+EXTENSION   = shop
+MODULE_big  = shop
+DATA        = shop--1.0.sql
+OBJS        = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
+REGRESS     = $(sort $(patsubst sql/%.sql,%,$(wildcard sql/*.sql)))
+ISOLATION   = $(sort $(patsubst specs/%.spec,%,$(wildcard specs/*.spec)))
+REGRESS_OPTS   = --inputdir=. --load-extension=shop
+ISOLATION_OPTS = --inputdir=. --load-extension=shop
+PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
+PG_CFLAGS   = -std=gnu99 -fvisibility=hidden -Wall -Wextra $(EXTRA_CFLAGS)
+EXTRA_CLEAN = output_iso results regression.diffs regression.out
+
+# The work is done by SQL statements; inlining our functions into JIT code
+# would gain nothing, so the bitcode is not built.
+override with_llvm = no
+
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+$(OBJS): $(wildcard src/*.h src/*/*.h)
+
+endif

@@ -1,0 +1,213 @@
+/*
+ * catalog.c
+ *		Products: what is sold, at what price, and whether it is on sale.
+ *
+ * Orders read prices without a lock and keep the price they read, so a price
+ * change never waits for a sale and a sale never for a price change.
+ *
+ * Locks: the product row (set_price, set_product_status).  Two calls of
+ * create_product with one key meet at the unique index of the key.
+ */
+#include "catalog.h"
+
+#include "catalog/pg_type.h"
+#include "error.h"
+#include "idempotency.h"
+#include "query.h"
+#include "stock.h"
+#include "utils/builtins.h"
+
+static ShopQuery read_products = SHOP_QUERY(
+	"SELECT p.product_id, p.price, p.status,"
+	"       (SELECT sum(s.on_hand) FROM shop.stock s WHERE s.product_id = p.product_id)::bigint"
+	"  FROM shop.product p WHERE p.product_id = ANY ($1)",
+	INT8ARRAYOID);
+
+static ShopQuery get_product = SHOP_QUERY(
+	"SELECT product_id, name, price, available, status FROM shop.products WHERE product_id = $1",
+	INT8OID);
+
+static ShopQuery find_created = SHOP_QUERY(
+	"SELECT p.product_id, p.name, p.initial_price, m.quantity"
+	"  FROM shop.product p"
+	"  JOIN shop.stock_movement m ON m.product_id = p.product_id AND m.kind = 'initial'"
+	" WHERE p.idempotency_key = $1",
+	TEXTOID);
+
+static ShopQuery insert_product = SHOP_QUERY(
+	"INSERT INTO shop.product (name, price, initial_price, created_at, idempotency_key)"
+	" VALUES ($1, $2, $2, $3, $4)"
+	" ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING"
+	" RETURNING product_id",
+	TEXTOID, INT8OID, TIMESTAMPTZOID, TEXTOID);
+
+static ShopQuery update_price = SHOP_QUERY(
+	"UPDATE shop.product SET price = $2 WHERE product_id = $1",
+	INT8OID, INT8OID);
+
+static ShopQuery update_status = SHOP_QUERY(
+	"UPDATE shop.product SET status = $2 WHERE product_id = $1",
+	INT8OID, TEXTOID);
+
+SHOP_FUNCTION(shop_create_product);
+SHOP_FUNCTION(shop_set_price);
+SHOP_FUNCTION(shop_set_product_status);
+SHOP_FUNCTION(shop_get_product);
+
+static void
+check_price(int64 price)
+{
+	if (price < 0 || price > SHOP_MAX_AMOUNT)
+		shop_reject("price", "must be between 0 and " INT64_FORMAT, SHOP_MAX_AMOUNT);
+}
+
+/* Has this key created a product?  The same arguments, then, or it is refused. */
+static bool
+find_replay(const char *key, const char *name, int64 price, int64 stock, int64 *product_id)
+{
+	if (key == NULL || shop_query(&find_created, SHOP_VALUES(shop_text(key))) == 0)
+		return false;
+	shop_same_text(key, "name", shop_fetch_text(0, 2), name);
+	shop_same_int64(key, "price", shop_fetch_int8(0, 3), price);
+	shop_same_int64(key, "stock", shop_fetch_int8(0, 4), stock);
+	*product_id = shop_fetch_int8(0, 1);
+	return true;
+}
+
+static int64
+create_product(const char *key, const char *name, int64 price, int64 stock)
+{
+	TimestampTz now = shop_now();
+	int64		product_id;
+
+	if (find_replay(key, name, price, stock, &product_id))
+		return product_id;
+	if (shop_query(&insert_product,
+				   SHOP_VALUES(shop_text(name), shop_int8(price), shop_time(now), shop_text(key))) == 0)
+	{
+		/* Another call with the key committed while we waited for it. */
+		if (!find_replay(key, name, price, stock, &product_id))
+			elog(ERROR, "product of idempotency key is not visible");
+		return product_id;
+	}
+	product_id = shop_fetch_int8(0, 1);
+	shop_stock_open(product_id, stock, now);
+	return product_id;
+}
+
+Datum
+shop_create_product(PG_FUNCTION_ARGS)
+{
+	char	   *name = shop_arg_text(fcinfo, 0, "name");
+	int64		price = shop_arg_int64(fcinfo, 1, "price");
+	int64		stock = shop_arg_int64(fcinfo, 2, "stock");
+	char	   *key = shop_arg_key(fcinfo, 3);
+	int64		product_id;
+
+	if (*name == '\0' || strlen(name) > 1000)
+		shop_reject("name", "must have 1 to 1000 bytes");
+	check_price(price);
+	if (stock < 0 || stock > SHOP_MAX_AMOUNT)
+		shop_reject("stock", "must be between 0 and " INT64_FORMAT, SHOP_MAX_AMOUNT);
+	shop_write_verb("create_product()");
+
+	SPI_connect();
+	product_id = create_product(key, name, price, stock);
+	SPI_finish();
+	PG_RETURN_INT64(product_id);
+}
+
+static void
+refuse_unknown(int64 product_id)
+{
+	shop_refuse(SHOP_PRODUCT_NOT_FOUND, "{\"product_id\": " INT64_FORMAT "}", product_id);
+}
+
+/* Runs an update of one product and returns the product as it is then. */
+static Datum
+change_product(FunctionCallInfo fcinfo, ShopQuery *update, int64 product_id, ShopValue value)
+{
+	Datum		result;
+
+	SPI_connect();
+	if (shop_query(update, SHOP_VALUES(shop_int8(product_id), value)) == 0)
+		refuse_unknown(product_id);
+	shop_query(&get_product, SHOP_VALUES(shop_int8(product_id)));
+	result = shop_current_row(fcinfo);
+	SPI_finish();
+	return result;
+}
+
+Datum
+shop_set_price(PG_FUNCTION_ARGS)
+{
+	int64		product_id = shop_arg_int64(fcinfo, 0, "product_id");
+	int64		price = shop_arg_int64(fcinfo, 1, "price");
+
+	check_price(price);
+	shop_write_verb("set_price()");
+	return change_product(fcinfo, &update_price, product_id, shop_int8(price));
+}
+
+Datum
+shop_set_product_status(PG_FUNCTION_ARGS)
+{
+	int64		product_id = shop_arg_int64(fcinfo, 0, "product_id");
+	char	   *status = shop_arg_text(fcinfo, 1, "status");
+
+	if (strcmp(status, "on_sale") != 0 && strcmp(status, "suspended") != 0 &&
+		strcmp(status, "discontinued") != 0)
+		shop_reject("status", "must be on_sale, suspended or discontinued");
+	shop_write_verb("set_product_status()");
+	return change_product(fcinfo, &update_status, product_id, shop_text(status));
+}
+
+Datum
+shop_get_product(PG_FUNCTION_ARGS)
+{
+	int64		product_id = shop_arg_int64(fcinfo, 0, "product_id");
+	Datum		result;
+
+	if (!shop_return_row(fcinfo, &get_product, SHOP_VALUES(shop_int8(product_id)), &result))
+		refuse_unknown(product_id);
+	return result;
+}
+
+static int
+compare_product(const void *a, const void *b)
+{
+	int64		x = ((const ShopProduct *) a)->product_id;
+	int64		y = ((const ShopProduct *) b)->product_id;
+
+	return x < y ? -1 : x > y;
+}
+
+/*
+ * Fills in products, which are sorted by product_id, from one snapshot and
+ * without a lock.
+ */
+void
+shop_catalog_read(ShopProduct *products, int n)
+{
+	int64	   *ids = palloc(sizeof(int64) * n);
+	uint64		found;
+
+	for (int i = 0; i < n; i++)
+	{
+		ids[i] = products[i].product_id;
+		products[i].found = false;
+	}
+	found = shop_query(&read_products, SHOP_VALUES(shop_int8_array(ids, n)));
+	for (uint64 row = 0; row < found; row++)
+	{
+		ShopProduct key = {.product_id = shop_fetch_int8(row, 1)};
+		ShopProduct *product = bsearch(&key, products, n, sizeof(ShopProduct), compare_product);
+
+		product->found = true;
+		product->price = shop_fetch_int8(row, 2);
+		product->status = shop_fetch_text(row, 3);
+		product->on_sale = strcmp(product->status, "on_sale") == 0;
+		product->available = shop_fetch_int8(row, 4);
+	}
+	pfree(ids);
+}

@@ -1,0 +1,67 @@
+/*
+ * compat.h
+ *		Everything that differs between the PostgreSQL majors the extension
+ *		compiles against, and nothing else.
+ */
+#ifndef SHOP_COMPAT_H
+#define SHOP_COMPAT_H
+
+#include "catalog/pg_proc.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+
+/* The number that tells this backend from the others running now, from 0. */
+#if PG_VERSION_NUM >= 170000
+#define SHOP_BACKEND_NUMBER() (MyProcNumber)
+#else
+#include "storage/backendid.h"
+#define SHOP_BACKEND_NUMBER() (MyBackendId)
+#endif
+
+/* May this role call this function? */
+#if PG_VERSION_NUM >= 160000
+#define SHOP_MAY_EXECUTE(proc, role) \
+	(object_aclcheck(ProcedureRelationId, (proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
+#else
+#define SHOP_MAY_EXECUTE(proc, role) (pg_proc_aclcheck((proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
+#endif
+
+/* DecodeDateTime() got an argument for details that we do not want. */
+#if PG_VERSION_NUM >= 160000
+#define SHOP_DECODE_DATETIME(field, ftype, nf, dtype, tm, fsec, tz) \
+	DecodeDateTime((field), (ftype), (nf), (dtype), (tm), (fsec), (tz), &(DateTimeErrorExtra) {0})
+#else
+#define SHOP_DECODE_DATETIME(field, ftype, nf, dtype, tm, fsec, tz) \
+	DecodeDateTime((field), (ftype), (nf), (dtype), (tm), (fsec), (tz))
+#endif
+
+/* Before 16, PGDLLEXPORT is empty on Unix; the library is built with hidden symbols. */
+#if PG_VERSION_NUM < 160000
+#undef PGDLLEXPORT
+#define PGDLLEXPORT __attribute__((visibility("default")))
+#endif
+
+/* Declares a function that SQL can call. */
+#define SHOP_FUNCTION(name) \
+	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+	PG_FUNCTION_INFO_V1(name)
+
+/* A server built with gcc names its printf format in a way that clang does not know. */
+#ifdef __clang__
+#undef PG_PRINTF_ATTRIBUTE
+#define PG_PRINTF_ATTRIBUTE printf
+#endif
+
+/* A proc number names a process's entry in shared memory. */
+#if PG_VERSION_NUM >= 170000
+#define SHOP_PROC_BY_NUMBER(n) GetPGProcByNumber(n)
+#else
+#define SHOP_PROC_BY_NUMBER(n) (&ProcGlobal->allProcs[n])
+#endif
+#if PG_VERSION_NUM >= 170000
+#define SHOP_MY_PROC_NUMBER() (MyProcNumber)
+#else
+#define SHOP_MY_PROC_NUMBER() (MyProc->pgprocno)
+#endif
+
+#endif							/* SHOP_COMPAT_H */

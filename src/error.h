@@ -1,0 +1,56 @@
+/*
+ * error.h
+ *		The refusals of the shop, class SH, and how bad input is reported.
+ */
+#ifndef SHOP_ERROR_H
+#define SHOP_ERROR_H
+
+#include "shop.h"
+
+/* In the order of the table in error.c. */
+typedef enum ShopCondition
+{
+	SHOP_PRODUCT_NOT_FOUND,
+	SHOP_PRODUCT_NOT_ON_SALE,
+	SHOP_INSUFFICIENT_STOCK,
+	SHOP_INSUFFICIENT_POINTS,
+	SHOP_CHARGE_BELOW_MINIMUM,
+	SHOP_BALANCE_LIMIT_EXCEEDED,
+	SHOP_ORDER_NOT_FOUND,
+	SHOP_PRICE_CHANGED,
+	SHOP_IDEMPOTENCY_KEY_REUSED,
+	SHOP_COUPON_NOT_FOUND,
+	SHOP_ENDPOINT_NOT_FOUND,
+	SHOP_ENDPOINT_ALREADY_EXISTS,
+	SHOP_DEAD_LETTER_NOT_FOUND,
+	SHOP_NO_REFUSAL				/* not a refusal: all is well */
+} ShopCondition;
+
+/* A refusal found but not raised yet; detail is a JSON object. */
+typedef struct ShopRefusal
+{
+	ShopCondition condition;
+	char	   *detail;
+} ShopRefusal;
+
+#define SHOP_IS_REFUSAL(sqlstate) (ERRCODE_TO_CATEGORY(sqlstate) == MAKE_SQLSTATE('S', 'H', '0', '0', '0'))
+
+extern ShopRefusal shop_refusal(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3);
+extern void shop_raise(ShopRefusal refusal) pg_attribute_noreturn();
+extern void shop_refuse(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3) pg_attribute_noreturn();
+extern const char *shop_condition_name(int sqlstate);
+
+extern void shop_reject(const char *argument, const char *message, ...) pg_attribute_printf(2, 3) pg_attribute_noreturn();
+extern void shop_reject_item(int position, const char *message, ...) pg_attribute_printf(2, 3) pg_attribute_noreturn();
+extern char *shop_json_string(const char *text);
+
+/* Arguments of SQL-callable functions: NULL is refused by name. */
+extern void shop_arg_required(FunctionCallInfo fcinfo, int n, const char *name);
+extern int64 shop_arg_int64(FunctionCallInfo fcinfo, int n, const char *name);
+extern int32 shop_arg_int32(FunctionCallInfo fcinfo, int n, const char *name);
+extern char *shop_arg_text(FunctionCallInfo fcinfo, int n, const char *name);
+extern char *shop_arg_text_or_null(FunctionCallInfo fcinfo, int n);
+extern char *shop_arg_key(FunctionCallInfo fcinfo, int n);
+extern int32 shop_arg_limit(FunctionCallInfo fcinfo, int n);
+
+#endif							/* SHOP_ERROR_H */

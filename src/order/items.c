@@ -1,0 +1,321 @@
+/*
+ * items.c
+ *		The items of an order: parsed from JSON, summed, priced, stored.
+ *
+ * Items are kept sorted by product_id, which is the order stock is locked in;
+ * line numbers follow the order in which the caller named the products.
+ *
+ * Locks: those of shop_stock_take().
+ */
+#include "order/order.h"
+
+#include "catalog/pg_type.h"
+#include "common/int.h"
+#include "lib/stringinfo.h"
+#include "query.h"
+#include "stock.h"
+#include "utils/builtins.h"
+#include "utils/numeric.h"
+
+static ShopQuery insert_lines = SHOP_QUERY(
+	"INSERT INTO shop.order_line (order_id, line_no, product_id, quantity, unit_price, discount)"
+	" SELECT $1, t.* FROM unnest($2::integer[], $3::bigint[], $4::integer[], $5::bigint[], $6::bigint[]) t",
+	INT8OID, INT4ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID, INT8ARRAYOID);
+
+static ShopQuery read_lines = SHOP_QUERY(
+	"SELECT product_id, quantity FROM shop.order_line WHERE order_id = $1 ORDER BY product_id",
+	INT8OID);
+
+/*
+ * An integer in JSON: digits, with nothing but zeros after a decimal point.
+ * Returns false for fractions and for what int64 cannot hold.
+ */
+static bool
+parse_integer(Numeric number, int64 *result)
+{
+	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
+	char	   *end;
+
+	errno = 0;
+	*result = strtoi64(text, &end, 10);
+	if (errno != 0 || end == text)
+		return false;
+	if (*end == '.')
+		end += 1 + strspn(end + 1, "0");
+	return *end == '\0';
+}
+
+static int64
+require_integer(int position, const char *key, const JsonbValue *value)
+{
+	int64		result;
+
+	if (value->type != jbvNumeric)
+		shop_reject_item(position, "must have a number as its %s", key);
+	if (!parse_integer(value->val.numeric, &result))
+		shop_reject_item(position, "must have an integer as its %s", key);
+	return result;
+}
+
+/* Reads one object; `it` stands behind its WJB_BEGIN_OBJECT. */
+static ShopItem
+parse_item(JsonbIterator **it, int position)
+{
+	ShopItem	item = {.line_no = position};
+	bool		has_product = false;
+	bool		has_quantity = false;
+	JsonbValue	value;
+
+	while (JsonbIteratorNext(it, &value, true) == WJB_KEY)
+	{
+		char	   *key = pnstrdup(value.val.string.val, value.val.string.len);
+
+		(void) JsonbIteratorNext(it, &value, true);
+		if (strcmp(key, "product_id") == 0)
+		{
+			item.product_id = require_integer(position, key, &value);
+			has_product = true;
+		}
+		else if (strcmp(key, "quantity") == 0)
+		{
+			int64		quantity = require_integer(position, key, &value);
+
+			if (quantity <= 0 || quantity > PG_INT32_MAX)
+				shop_reject_item(position, "must have a quantity between 1 and %d", PG_INT32_MAX);
+			item.quantity = (int32) quantity;
+			has_quantity = true;
+		}
+		else
+			shop_reject_item(position, "has the unknown key %s", shop_json_string(key));
+	}
+	if (!has_product)
+		shop_reject_item(position, "has no product_id");
+	if (!has_quantity)
+		shop_reject_item(position, "has no quantity");
+	return item;
+}
+
+static int
+compare_product(const void *a, const void *b)
+{
+	const ShopItem *x = a;
+	const ShopItem *y = b;
+
+	if (x->product_id != y->product_id)
+		return x->product_id < y->product_id ? -1 : 1;
+	return x->line_no - y->line_no;
+}
+
+static int
+compare_line(const void *a, const void *b)
+{
+	return ((const ShopItem *) a)->line_no - ((const ShopItem *) b)->line_no;
+}
+
+/* Sums mentions of the same product; `items` are sorted by product. */
+static int
+merge_mentions(ShopItem *items, int n)
+{
+	int			kept = 0;
+
+	for (int i = 1; i < n; i++)
+	{
+		if (items[i].product_id != items[kept].product_id)
+			items[++kept] = items[i];
+		else if (pg_add_s32_overflow(items[kept].quantity, items[i].quantity, &items[kept].quantity))
+			shop_reject("items", "must not name more than %d units of a product", PG_INT32_MAX);
+	}
+	return kept + 1;
+}
+
+static void
+number_lines(ShopItem *items, int n)
+{
+	pg_qsort(items, n, sizeof(ShopItem), compare_line);
+	for (int i = 0; i < n; i++)
+		items[i].line_no = i + 1;
+	pg_qsort(items, n, sizeof(ShopItem), compare_product);
+}
+
+ShopItems
+shop_items_parse(Jsonb *json)
+{
+	ShopItems	result = {0};
+	JsonbIterator *it;
+	JsonbValue	value;
+	JsonbIteratorToken token;
+	int			n = 0;
+
+	if (!JB_ROOT_IS_ARRAY(json) || JB_ROOT_IS_SCALAR(json))
+		shop_reject("items", "must be a JSON array");
+	if (JB_ROOT_COUNT(json) == 0)
+		shop_reject("items", "must not be empty");
+
+	result.items = palloc(sizeof(ShopItem) * JB_ROOT_COUNT(json));
+	it = JsonbIteratorInit(&json->root);
+	(void) JsonbIteratorNext(&it, &value, false);
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_END_ARRAY)
+	{
+		if (token != WJB_BEGIN_OBJECT)
+			shop_reject_item(n + 1, "must be an object");
+		result.items[n] = parse_item(&it, n + 1);
+		n++;
+	}
+
+	pg_qsort(result.items, n, sizeof(ShopItem), compare_product);
+	result.n = merge_mentions(result.items, n);
+	if (result.n > SHOP_MAX_ITEMS)
+		shop_reject("items", "must not name more than %d products", SHOP_MAX_ITEMS);
+	number_lines(result.items, result.n);
+	return result;
+}
+
+static ShopRefusal
+no_refusal(void)
+{
+	return (ShopRefusal) {.condition = SHOP_NO_REFUSAL};
+}
+
+/* The first refusal of the catalogue, in the declared order of refusals. */
+static ShopRefusal
+check_products(const ShopItems *items, const ShopProduct *products)
+{
+	for (int i = 0; i < items->n; i++)
+		if (!products[i].found)
+			return shop_refusal(SHOP_PRODUCT_NOT_FOUND, "{\"product_id\": " INT64_FORMAT "}",
+								products[i].product_id);
+	for (int i = 0; i < items->n; i++)
+		if (!products[i].on_sale)
+			return shop_refusal(SHOP_PRODUCT_NOT_ON_SALE,
+								"{\"product_id\": " INT64_FORMAT ", \"status\": \"%s\"}",
+								products[i].product_id, products[i].status);
+	for (int i = 0; i < items->n; i++)
+		if (products[i].available < items->items[i].quantity)
+			return shop_refusal(SHOP_INSUFFICIENT_STOCK,
+								"{\"product_id\": " INT64_FORMAT ", \"requested\": %d, \"available\": " INT64_FORMAT "}",
+								products[i].product_id, items->items[i].quantity, products[i].available);
+	return no_refusal();
+}
+
+static void
+sum_prices(ShopItems *items)
+{
+	items->subtotal = 0;
+	for (int i = 0; i < items->n; i++)
+	{
+		int64		line;
+
+		if (pg_mul_s64_overflow(items->items[i].unit_price, items->items[i].quantity, &line) ||
+			pg_add_s64_overflow(items->subtotal, line, &items->subtotal) ||
+			items->subtotal > SHOP_MAX_AMOUNT)
+			ereport(ERROR,
+					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+					 errmsg("order total is out of range"),
+					 errdetail("{\"argument\": \"items\", \"maximum\": " INT64_FORMAT "}", SHOP_MAX_AMOUNT),
+					 errhint("Split the order.")));
+	}
+}
+
+/*
+ * Reads prices, status and units in one statement and without a lock.  What
+ * it finds missing is missing for good: units taken by others come back only
+ * if they roll back, and until then they still count as available.
+ */
+ShopRefusal
+shop_items_price(ShopItems *items)
+{
+	ShopProduct *products = palloc0(sizeof(ShopProduct) * items->n);
+	ShopRefusal refusal;
+
+	for (int i = 0; i < items->n; i++)
+		products[i].product_id = items->items[i].product_id;
+	shop_catalog_read(products, items->n);
+	refusal = check_products(items, products);
+	if (refusal.condition != SHOP_NO_REFUSAL)
+		return refusal;
+
+	for (int i = 0; i < items->n; i++)
+		items->items[i].unit_price = products[i].price;
+	sum_prices(items);
+	return refusal;
+}
+
+void
+shop_items_take_stock(const ShopItems *items)
+{
+	ShopDemand *demands = palloc(sizeof(ShopDemand) * items->n);
+
+	for (int i = 0; i < items->n; i++)
+		demands[i] = (ShopDemand) {items->items[i].product_id, items->items[i].quantity};
+	shop_stock_take(demands, items->n);
+}
+
+static ShopItem *
+by_line(const ShopItems *items)
+{
+	ShopItem   *sorted = palloc(sizeof(ShopItem) * items->n);
+
+	for (int i = 0; i < items->n; i++)
+		sorted[items->items[i].line_no - 1] = items->items[i];
+	return sorted;
+}
+
+void
+shop_items_insert(const ShopItems *items, int64 order_id)
+{
+	ShopItem   *lines = by_line(items);
+	int32	   *numbers = palloc(sizeof(int32) * items->n);
+	int64	   *products = palloc(sizeof(int64) * items->n);
+	int32	   *quantities = palloc(sizeof(int32) * items->n);
+	int64	   *prices = palloc(sizeof(int64) * items->n);
+	int64	   *discounts = palloc(sizeof(int64) * items->n);
+
+	for (int i = 0; i < items->n; i++)
+	{
+		numbers[i] = lines[i].line_no;
+		products[i] = lines[i].product_id;
+		quantities[i] = lines[i].quantity;
+		prices[i] = lines[i].unit_price;
+		discounts[i] = lines[i].discount;
+	}
+	shop_query(&insert_lines,
+			   SHOP_VALUES(shop_int8(order_id), shop_int4_array(numbers, items->n),
+						   shop_int8_array(products, items->n), shop_int4_array(quantities, items->n),
+						   shop_int8_array(prices, items->n), shop_int8_array(discounts, items->n)));
+}
+
+/* Are these the items that the order was placed with? */
+bool
+shop_items_same(const ShopItems *items, int64 order_id)
+{
+	uint64		n = shop_query(&read_lines, SHOP_VALUES(shop_int8(order_id)));
+
+	if (n != (uint64) items->n)
+		return false;
+	for (uint64 i = 0; i < n; i++)
+		if (shop_fetch_int8(i, 1) != items->items[i].product_id ||
+			shop_fetch_int4(i, 2) != items->items[i].quantity)
+			return false;
+	return true;
+}
+
+/* The lines as a JSON array, as events show them. */
+char *
+shop_items_json(const ShopItems *items)
+{
+	ShopItem   *lines = by_line(items);
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < items->n; i++)
+	{
+		int64		subtotal = lines[i].unit_price * lines[i].quantity;
+
+		appendStringInfo(&buf, "%s{\"product_id\": " INT64_FORMAT ", \"quantity\": %d, \"unit_price\": " INT64_FORMAT
+						 ", \"discount\": " INT64_FORMAT ", \"total\": " INT64_FORMAT "}",
+						 i == 0 ? "[" : ", ", lines[i].product_id, lines[i].quantity, lines[i].unit_price,
+						 lines[i].discount, subtotal - lines[i].discount);
+	}
+	appendStringInfoChar(&buf, ']');
+	return buf.data;
+}

@@ -1,0 +1,289 @@
+/*
+ * endpoint.c
+ *		Who gets the events: create, pause, resume, drop.
+ *
+ * An endpoint carries the system identifier and the database it was made in.
+ * In a copy of the database these do not match, and nothing is delivered
+ * until resume_endpoint() is called there.
+ *
+ * Locks: the endpoint row.
+ */
+#include "outbox/outbox.h"
+
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "error.h"
+#include "miscadmin.h"
+#include "query.h"
+#include "sink/sink.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/numeric.h"
+#include "worker/worker.h"
+
+/*
+ * From now on: all that is visible now is done, what is still running is not.
+ * Numbers below the built-in endpoint's first gap are settled, so only those
+ * from there on have to be looked at one by one.
+ */
+static ShopQuery insert_endpoint = SHOP_QUERY(
+	"WITH settled AS"
+	"  (SELECT coalesce(min(lower(g)), 0) AS before"
+	"     FROM shop.endpoint e, unnest('{(,)}'::int8multirange - e.acked) g WHERE e.builtin),"
+	" seen AS"
+	"  (SELECT range_agg(int8range(o.event_no, o.event_no, '[]')) AS numbers"
+	"     FROM shop.outbox o, settled s WHERE o.event_no >= s.before)"
+	" INSERT INTO shop.endpoint (name, url, types, secret, options, run_as, acked,"
+	"                            system_identifier, database_oid, created_at)"
+	" SELECT $1, $2, $3, $4, $5, $6,"
+	"        CASE WHEN $7 THEN '{}'::int8multirange"
+	"             ELSE int8multirange(int8range(NULL, s.before)) + coalesce(n.numbers, '{}') END,"
+	"        $8, $9, $10"
+	"   FROM settled s, seen n"
+	" ON CONFLICT (name) DO NOTHING RETURNING endpoint_id",
+	TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID, JSONBOID, TEXTOID, BOOLOID, INT8OID, OIDOID, TIMESTAMPTZOID);
+
+static ShopQuery find_builtin = SHOP_QUERY(
+	"SELECT FROM shop.endpoint WHERE builtin AND shop.is_home(system_identifier, database_oid)");
+
+static ShopQuery insert_builtin = SHOP_QUERY(
+	"INSERT INTO shop.endpoint AS e (name, url, types, options, run_as, builtin, acked,"
+	"                                system_identifier, database_oid, created_at)"
+	" VALUES ('shop.fold_sales', 'function:shop.fold_sales', '{order.paid,order.cancelled,order.refunded}',"
+	"         '{}', $1, true, '{}', $2, $3, $4)"
+	" ON CONFLICT (name) DO UPDATE"
+	"   SET run_as = $1, system_identifier = $2, database_oid = $3, horizon_no = NULL, horizon_xmax = NULL",
+	TEXTOID, INT8OID, OIDOID, TIMESTAMPTZOID);
+
+static ShopQuery read_endpoint = SHOP_QUERY(
+	"SELECT name, url, types, options, signed, run_as, state, pause_reason,"
+	"       delivered_total, last_delivered_at, last_error, created_at"
+	"  FROM shop.endpoints WHERE name = $1",
+	TEXTOID);
+
+static ShopQuery pause_endpoint = SHOP_QUERY(
+	"UPDATE shop.endpoint SET paused = true, pause_reason = 'paused by ' || $2"
+	" WHERE name = $1 AND NOT builtin",
+	TEXTOID, TEXTOID);
+
+/* The horizon is in the numbers of the server it was noted on. */
+static ShopQuery resume_endpoint = SHOP_QUERY(
+	"UPDATE shop.endpoint"
+	"   SET paused = false, pause_reason = NULL, failures = 0, retry_at = NULL,"
+	"       horizon_no = CASE WHEN shop.is_home(system_identifier, database_oid) THEN horizon_no END,"
+	"       horizon_xmax = CASE WHEN shop.is_home(system_identifier, database_oid) THEN horizon_xmax END,"
+	"       system_identifier = $2, database_oid = $3"
+	" WHERE name = $1 AND NOT builtin",
+	TEXTOID, INT8OID, OIDOID);
+
+static ShopQuery delete_endpoint = SHOP_QUERY(
+	"DELETE FROM shop.endpoint WHERE name = $1 AND NOT builtin",
+	TEXTOID);
+
+SHOP_FUNCTION(shop_is_home);
+SHOP_FUNCTION(shop_create_endpoint);
+SHOP_FUNCTION(shop_pause_endpoint);
+SHOP_FUNCTION(shop_resume_endpoint);
+SHOP_FUNCTION(shop_drop_endpoint);
+
+Datum
+shop_is_home(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL((uint64) PG_GETARG_INT64(0) == GetSystemIdentifier() && PG_GETARG_OID(1) == MyDatabaseId);
+}
+
+static ShopValue
+here(void)
+{
+	return shop_int8((int64) GetSystemIdentifier());
+}
+
+static ShopValue
+this_database(void)
+{
+	return shop_datum(ObjectIdGetDatum(MyDatabaseId));
+}
+
+/* Sees to it that the built-in subscriber is there and at home. */
+void
+shop_endpoint_ensure_builtin(void)
+{
+	if (shop_query(&find_builtin, NULL) == 0)
+		shop_query(&insert_builtin, SHOP_VALUES(shop_text(GetUserNameFromId(GetUserId(), false)), here(),
+												this_database(), shop_time(shop_now())));
+}
+
+static Datum
+check_types(FunctionCallInfo fcinfo, int n)
+{
+	ArrayType  *types;
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+
+	shop_arg_required(fcinfo, n, "types");
+	types = PG_GETARG_ARRAYTYPE_P(n);
+	deconstruct_array(types, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
+	if (count < 1 || count > 100)
+		shop_reject("types", "must have 1 to 100 elements");
+	for (int i = 0; i < count; i++)
+	{
+		int			length = nulls[i] ? 0 : VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i]));
+
+		if (length < 1 || length > 255)
+			shop_reject("types", "must have elements of 1 to 255 bytes");
+	}
+	/* Whatever bounds the caller's array had, ours starts at 1. */
+	return PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/* An option with an integer value between 1 and `max`. */
+static void
+check_int_option(const char *name, const JsonbValue *value, int max)
+{
+	bool		overflow = false;
+	int32		number = 0;
+
+	if (value->type == jbvNumeric)
+		number = numeric_int4_opt_error(value->val.numeric, &overflow);
+	if (value->type != jbvNumeric || overflow || number < 1 || number > max)
+		shop_reject("options", "must have a number between 1 and %d as %s", max, name);
+}
+
+/* Options are an object with known keys; says whether from_start is set. */
+static bool
+check_options(Jsonb *options)
+{
+	JsonbIterator *it;
+	JsonbValue	value;
+	bool		from_start = false;
+
+	if (!JB_ROOT_IS_OBJECT(options))
+		shop_reject("options", "must be a JSON object");
+	it = JsonbIteratorInit(&options->root);
+	(void) JsonbIteratorNext(&it, &value, false);
+	while (JsonbIteratorNext(&it, &value, true) == WJB_KEY)
+	{
+		char	   *key = pnstrdup(value.val.string.val, value.val.string.len);
+
+		(void) JsonbIteratorNext(&it, &value, true);
+		if (strcmp(key, "from_start") == 0)
+		{
+			if (value.type != jbvBool)
+				shop_reject("options", "must have true or false as from_start");
+			from_start = value.val.boolean;
+		}
+		else if (strcmp(key, "max_attempts") == 0)
+			check_int_option(key, &value, 1000);
+		else if (strcmp(key, "backoff") == 0 || strcmp(key, "max_backoff") == 0)
+			check_int_option(key, &value, 24 * 60 * 60 * 1000);
+		else if (strcmp(key, "timeout") == 0)
+			check_int_option(key, &value, 60 * 60 * 1000);
+		else
+			shop_reject("options", "must not have the unknown key %s", shop_json_string(key));
+	}
+	return from_start;
+}
+
+static char *
+check_name(FunctionCallInfo fcinfo)
+{
+	char	   *name = shop_arg_text(fcinfo, 0, "name");
+
+	if (*name == '\0' || strlen(name) > 255)
+		shop_reject("name", "must have 1 to 255 bytes");
+	if (strncmp(name, "shop.", 5) == 0)
+		shop_reject("name", "must not start with shop.");
+	return name;
+}
+
+Datum
+shop_create_endpoint(PG_FUNCTION_ARGS)
+{
+	char	   *name = check_name(fcinfo);
+	char	   *url = shop_arg_text(fcinfo, 1, "url");
+	Datum		types = check_types(fcinfo, 2);
+	char	   *secret = shop_arg_text_or_null(fcinfo, 3);
+	bool		from_start;
+	Oid			role = GetOuterUserId();
+	Datum		result;
+
+	shop_arg_required(fcinfo, 4, "options");
+	from_start = check_options(PG_GETARG_JSONB_P(4));
+	shop_sink_of(url)->check(url, role);
+	shop_write_verb("create_endpoint()");
+
+	SPI_connect();
+	shop_endpoint_ensure_builtin();
+	if (shop_query(&insert_endpoint,
+				   SHOP_VALUES(shop_text(name), shop_text(url), shop_datum(types), shop_text(secret),
+							   shop_datum(PG_GETARG_DATUM(4)), shop_text(GetUserNameFromId(role, false)),
+							   shop_bool(from_start), here(), this_database(), shop_time(shop_now()))) == 0)
+		shop_refuse(SHOP_ENDPOINT_ALREADY_EXISTS, "{\"endpoint\": %s}", shop_json_string(name));
+	shop_query(&read_endpoint, SHOP_VALUES(shop_text(name)));
+	result = shop_current_row(fcinfo);
+	shop_worker_wake_at_commit();
+	SPI_finish();
+	return result;
+}
+
+static void
+refuse_unknown(const char *name)
+{
+	shop_refuse(SHOP_ENDPOINT_NOT_FOUND, "{\"endpoint\": %s}", shop_json_string(name));
+}
+
+/* Runs an update of one endpoint and returns the endpoint as it is then. */
+static Datum
+change_endpoint(FunctionCallInfo fcinfo, ShopQuery *update, const ShopValue *values, const char *name)
+{
+	Datum		result;
+
+	SPI_connect();
+	if (shop_query(update, values) == 0)
+		refuse_unknown(name);
+	shop_query(&read_endpoint, SHOP_VALUES(shop_text(name)));
+	result = shop_current_row(fcinfo);
+	shop_worker_wake_at_commit();
+	SPI_finish();
+	return result;
+}
+
+Datum
+shop_pause_endpoint(PG_FUNCTION_ARGS)
+{
+	char	   *name = shop_arg_text(fcinfo, 0, "name");
+
+	shop_write_verb("pause_endpoint()");
+	return change_endpoint(fcinfo, &pause_endpoint,
+						   SHOP_VALUES(shop_text(name), shop_text(GetUserNameFromId(GetOuterUserId(), false))),
+						   name);
+}
+
+Datum
+shop_resume_endpoint(PG_FUNCTION_ARGS)
+{
+	char	   *name = shop_arg_text(fcinfo, 0, "name");
+
+	shop_write_verb("resume_endpoint()");
+	return change_endpoint(fcinfo, &resume_endpoint,
+						   SHOP_VALUES(shop_text(name), here(), this_database()), name);
+}
+
+Datum
+shop_drop_endpoint(PG_FUNCTION_ARGS)
+{
+	char	   *name = shop_arg_text(fcinfo, 0, "name");
+	Datum		result;
+
+	shop_write_verb("drop_endpoint()");
+	SPI_connect();
+	if (shop_query(&read_endpoint, SHOP_VALUES(shop_text(name))) == 0)
+		refuse_unknown(name);
+	result = shop_current_row(fcinfo);
+	if (shop_query(&delete_endpoint, SHOP_VALUES(shop_text(name))) == 0)
+		refuse_unknown(name);
+	SPI_finish();
+	return result;
+}

@@ -1,0 +1,33 @@
+/*
+ * outbox.h
+ *		Events: writing one in the caller's transaction, delivering batches.
+ */
+#ifndef SHOP_OUTBOX_H
+#define SHOP_OUTBOX_H
+
+#include "shop.h"
+
+/* emit.c */
+extern void shop_emit(const char *type, const char *aggregatetype, const char *aggregateid,
+					  const char *payload, TimestampTz now);
+extern char *shop_json_time(TimestampTz time);
+
+/* endpoint.c */
+extern void shop_endpoint_ensure_builtin(void);
+
+/* delivery.c */
+typedef struct ShopDelivered
+{
+	int64		handled;		/* events looked at, wanted or not */
+	int64		delivered;
+	bool		more;			/* may more be due already? */
+	TimestampTz next_at;		/* when the next retry is due, or DT_NOEND */
+} ShopDelivered;
+
+extern ShopDelivered shop_deliver_batch(int64 endpoint_id, int limit, bool wait);
+extern void shop_deliver_builtin(void);
+
+/* retention.c */
+extern int64 shop_outbox_clear(int limit);
+
+#endif							/* SHOP_OUTBOX_H */

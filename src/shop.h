@@ -1,0 +1,45 @@
+/*
+ * shop.h
+ *		What every room may use: settings, the clock, limits.
+ *
+ * Amounts are whole units of shop.currency in int64; times are TimestampTz.
+ */
+#ifndef SHOP_H
+#define SHOP_H
+
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+
+#define SHOP_VERSION "1.0"
+
+/* The largest price, stock or balance; exact in a JSON number. */
+#define SHOP_MAX_AMOUNT INT64CONST(1000000000000000)
+
+/* Stock is kept per location; one until there are warehouses. */
+#define SHOP_DEFAULT_LOCATION 1
+
+/* Settings, defined in shop.c. */
+extern char *shop_currency;
+extern int	shop_min_charge;
+extern double shop_max_balance;
+extern int	shop_max_stock_slots;
+extern bool shop_log_refusals;
+extern bool shop_allow_drop;
+extern int	shop_popular_interval;	/* s */
+extern int	shop_outbox_retention;	/* min */
+
+extern TimestampTz shop_now(void);
+
+/* Advisory locks, in the two-key space; the second key is a hash. */
+#define SHOP_LOCK_USER 0x53480001	/* a user without an account row */
+#define SHOP_LOCK_RELAY 0x53480002	/* the relay of a database (session level) */
+#define SHOP_LOCK_KEEPER 0x53480003	/* the keeper of a database (session level) */
+
+extern void shop_lock_xact(int32 lock_class, int32 key);
+extern bool shop_try_lock_session(int32 lock_class, int32 key);
+
+#endif							/* SHOP_H */

@@ -1,0 +1,105 @@
+/*
+ * keeper.c
+ *		Keeps house: refreshes the popular products, clears the outbox, merges
+ *		stock slots that are not needed any more.
+ *
+ * Nothing depends on it: all of it can be done by run_maintenance() and
+ * refresh_popular_products().
+ *
+ * Locks: SHOP_LOCK_KEEPER; those of the jobs, a transaction each.
+ */
+#include "worker/worker.h"
+
+#include "miscadmin.h"
+#include "outbox/outbox.h"
+#include "popular.h"
+#include "query.h"
+#include "stock.h"
+#include "storage/ipc.h"
+
+#define CHUNK 5000
+
+/* What popular_products was last refreshed from; anything else at the start. */
+static int64 refreshed_version = -1;
+
+SHOP_FUNCTION(shop_run_maintenance);
+
+static void
+begin(const char *activity)
+{
+	if (!shop_process_begin(activity))
+		proc_exit(0);
+}
+
+static void
+refresh_popular(void)
+{
+	int64		version;
+
+	begin("refreshing popular products");
+	shop_deliver_builtin();
+	version = shop_popular_version();
+	if (version != refreshed_version)
+		shop_popular_refresh();
+	shop_process_commit();
+	refreshed_version = version;
+}
+
+static void
+clear_outbox(void)
+{
+	int64		cleared;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		begin("clearing the outbox");
+		cleared = shop_outbox_clear(CHUNK);
+		shop_process_commit();
+	} while (cleared == CHUNK);
+}
+
+static void
+merge_slots(void)
+{
+	begin("merging stock slots");
+	(void) shop_stock_merge(CHUNK);
+	shop_process_commit();
+}
+
+static long
+keeper_cycle(void)
+{
+	refresh_popular();
+	clear_outbox();
+	merge_slots();
+	return (long) shop_popular_interval * 1000;
+}
+
+void
+shop_keeper_main(Datum arg)
+{
+	(void) shop_process_start(DatumGetObjectId(arg), SHOP_KEEPER);
+	begin("starting");
+	if (!shop_try_lock_session(SHOP_LOCK_KEEPER, 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("another keeper is running in this database")));
+	shop_process_commit();
+	shop_process_run(keeper_cycle);
+}
+
+/* The keeper's jobs but for the refresh, in the caller's transaction. */
+Datum
+shop_run_maintenance(PG_FUNCTION_ARGS)
+{
+	int64		cleared;
+	int64		merged;
+
+	shop_write_verb("run_maintenance()");
+	SPI_connect();
+	cleared = shop_outbox_clear(CHUNK);
+	merged = shop_stock_merge(CHUNK);
+	SPI_finish();
+	return shop_form_row(fcinfo, SHOP_VALUES(shop_int8(cleared), shop_int8(merged)));
+}

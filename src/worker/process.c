@@ -1,0 +1,262 @@
+/*
+ * process.c
+ *		What relay and keeper have in common: start, one transaction, wait.
+ *
+ * A worker connects to its database, becomes the extension's owner, and runs
+ * cycles until it is told to end.  On an error it notes the message in shared
+ * memory and dies; the launcher starts a clean process after a while.
+ *
+ * Every transaction first looks for the extension and locks it against DROP
+ * EXTENSION; a worker that does not find it ends by itself.
+ */
+#include "worker/worker.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "tcop/tcopprot.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* This process's entry in shared memory, and what it allocates per cycle. */
+static ShopWorker *myself;
+static MemoryContext cycle_context;
+
+static void
+forget_myself(int code, Datum arg)
+{
+	(void) code;
+	(void) arg;
+	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
+	if (myself->pid == MyProcPid)
+	{
+		pg_atomic_write_u32(&myself->proc, 0);
+		myself->pid = 0;
+	}
+	LWLockRelease(shop_shared->lock);
+}
+
+/*
+ * Enters this process in shared memory; false if somebody wants no worker in
+ * the database, or has one there already.
+ */
+static bool
+register_myself(ShopDatabase *database, ShopWorkerKind kind)
+{
+	bool		ok;
+
+	myself = &database->workers[kind];
+	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
+	ok = database->stopped_by == 0 && myself->pid == 0;
+	if (ok)
+	{
+		myself->pid = MyProcPid;
+		myself->started_at = GetCurrentTimestamp();
+		myself->idle = false;
+		pg_atomic_write_u32(&myself->proc, SHOP_MY_PROC_NUMBER() + 1);
+	}
+	myself->starting = false;
+	LWLockRelease(shop_shared->lock);
+	return ok;
+}
+
+/* A database's or a role's settings are for clients. */
+static void
+override_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"row_security", "off"},
+		/* What a crash takes back is delivered again, with all its effects. */
+		{"synchronous_commit", "off"},
+	};
+
+	for (size_t i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+static Oid
+extension_owner(Oid extension)
+{
+	Relation	relation = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			owner = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(relation, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(relation, AccessShareLock);
+	return owner;
+}
+
+/* Finds the extension and keeps it from being dropped until commit. */
+static Oid
+lock_extension(void)
+{
+	Oid			extension = get_extension_oid("shop", true);
+
+	if (!OidIsValid(extension))
+		return InvalidOid;
+	LockDatabaseObject(ExtensionRelationId, extension, 0, AccessShareLock);
+	return get_extension_oid("shop", true);
+}
+
+/* From bootstrap superuser, which a worker starts as, to the extension's owner. */
+static void
+become_owner(void)
+{
+	Oid			owner;
+
+	if (!shop_process_begin("starting"))
+		proc_exit(0);
+	owner = extension_owner(get_extension_oid("shop", false));
+	SetSessionAuthorization(owner, superuser_arg(owner));
+	shop_process_commit();
+}
+
+/*
+ * Starts this process as a worker of a database; does not return if it is not
+ * to be one.
+ */
+ShopDatabase *
+shop_process_start(Oid database_oid, ShopWorkerKind kind)
+{
+	ShopDatabase *database;
+
+	/* die() breaks a wait for a lock too, which DROP DATABASE may count on. */
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+
+	LWLockAcquire(shop_shared->lock, LW_SHARED);
+	database = shop_database_find(database_oid);
+	LWLockRelease(shop_shared->lock);
+	if (database == NULL || !register_myself(database, kind))
+		proc_exit(0);
+	before_shmem_exit(forget_myself, (Datum) 0);
+
+	BackgroundWorkerInitializeConnectionByOid(database_oid, InvalidOid, 0);
+	override_settings();
+	cycle_context = AllocSetContextCreate(TopMemoryContext, "shop worker cycle", ALLOCSET_DEFAULT_SIZES);
+	become_owner();
+	return database;
+}
+
+/* Begins a transaction with SPI; false, and no transaction, without the extension. */
+bool
+shop_process_begin(const char *activity)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (!OidIsValid(lock_extension()))
+	{
+		AbortCurrentTransaction();
+		return false;
+	}
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	pgstat_report_activity(STATE_RUNNING, activity);
+	return true;
+}
+
+void
+shop_process_commit(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	/* A commit leaves us in TopMemoryContext before PostgreSQL 18. */
+	MemoryContextSwitchTo(cycle_context);
+	MemoryContextReset(cycle_context);
+}
+
+/* Waits for the latch, and for no longer than that. */
+static void
+wait(long timeout_ms)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout_ms, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+static void
+note_error(void)
+{
+	MemoryContext context = MemoryContextSwitchTo(cycle_context);
+	ErrorData  *error = CopyErrorData();
+
+	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
+	strlcpy(myself->last_error, error->message, sizeof(myself->last_error));
+	LWLockRelease(shop_shared->lock);
+	MemoryContextSwitchTo(context);
+}
+
+static void
+note_cycle(bool idle)
+{
+	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
+	myself->idle = idle;
+	if (idle)
+		myself->last_cycle_at = GetCurrentTimestamp();
+	LWLockRelease(shop_shared->lock);
+}
+
+/* Runs cycles for ever; each says how long to wait for work, in ms. */
+void
+shop_process_run(long (*cycle) (void))
+{
+	long		timeout_ms;
+
+	MemoryContextSwitchTo(cycle_context);
+	PG_TRY();
+	{
+		for (;;)
+		{
+			note_cycle(false);
+			timeout_ms = cycle();
+			note_cycle(true);
+			wait(timeout_ms);
+		}
+	}
+	PG_CATCH();
+	{
+		/* LWLocks of the failed transaction must go before we take ours. */
+		LWLockReleaseAll();
+		note_error();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
