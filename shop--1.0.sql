@@ -315,7 +315,7 @@ CREATE TABLE shop.endpoint (
     pause_reason      text,
     acked             int8multirange NOT NULL,
     horizon_no        bigint,                   -- numbers up to here that are not visible
-    horizon_xmax      xid8,                     -- are dead once no xid below this one runs
+    horizon_xid       xid8,                     -- are dead once no xid below this one runs
     delivered_total   bigint NOT NULL DEFAULT 0,
     failures          integer NOT NULL DEFAULT 0, -- events failed since the last success
     retry_at          timestamptz,              -- set while the endpoint as a whole backs off

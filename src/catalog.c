@@ -17,11 +17,19 @@
 #include "stock.h"
 #include "utils/builtins.h"
 
+/* The units of all slots are summed only where no nearby slot has enough. */
 static ShopQuery read_products = SHOP_QUERY(
-	"SELECT p.product_id, p.price, p.status,"
-	"       (SELECT sum(s.on_hand) FROM shop.stock s WHERE s.product_id = p.product_id)::bigint"
-	"  FROM shop.product p WHERE p.product_id = ANY ($1)",
-	INT8ARRAYOID);
+	"SELECT p.product_id, p.price, p.status, coalesce(n.slot, -1),"
+	"       CASE WHEN n.slot IS NULL THEN"
+	"            (SELECT coalesce(sum(on_hand), 0) FROM shop.stock WHERE product_id = p.product_id)::bigint"
+	"       ELSE d.quantity END"
+	"  FROM unnest($1::bigint[], $2::bigint[]) AS d(product_id, quantity)"
+	"  JOIN shop.product p ON p.product_id = d.product_id"
+	"  LEFT JOIN LATERAL"
+	"       (SELECT slot FROM shop.stock"
+	"         WHERE product_id = d.product_id AND location_id = $3 AND slot <= $4 AND on_hand >= d.quantity"
+	"         ORDER BY slot DESC LIMIT 1) n ON true",
+	INT8ARRAYOID, INT8ARRAYOID, INT4OID, INT4OID);
 
 static ShopQuery get_product = SHOP_QUERY(
 	"SELECT product_id, name, price, available, status FROM shop.products WHERE product_id = $1",
@@ -190,14 +198,18 @@ void
 shop_catalog_read(ShopProduct *products, int n)
 {
 	int64	   *ids = palloc(sizeof(int64) * n);
+	int64	   *quantities = palloc(sizeof(int64) * n);
 	uint64		found;
 
 	for (int i = 0; i < n; i++)
 	{
 		ids[i] = products[i].product_id;
+		quantities[i] = products[i].quantity;
 		products[i].found = false;
 	}
-	found = shop_query(&read_products, SHOP_VALUES(shop_int8_array(ids, n)));
+	found = shop_query(&read_products,
+					   SHOP_VALUES(shop_int8_array(ids, n), shop_int8_array(quantities, n),
+								   shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(shop_stock_own_slot())));
 	for (uint64 row = 0; row < found; row++)
 	{
 		ShopProduct key = {.product_id = shop_fetch_int8(row, 1)};
@@ -207,7 +219,7 @@ shop_catalog_read(ShopProduct *products, int n)
 		product->price = shop_fetch_int8(row, 2);
 		product->status = shop_fetch_text(row, 3);
 		product->on_sale = strcmp(product->status, "on_sale") == 0;
-		product->available = shop_fetch_int8(row, 4);
+		product->slot = shop_fetch_int4(row, 4);
+		product->available = shop_fetch_int8(row, 5);
 	}
-	pfree(ids);
 }

@@ -7,10 +7,12 @@
  * its backend number modulo shop.max_stock_slots, and its nearest slot is its
  * own or the next lower one there is, in the end slot 0.
  *
- * Lock order: products ascending.  Of one product, either a single slot that
- * was free (SKIP LOCKED: no wait), or slots from 0 upwards, waiting.  Whoever
- * waits for slots of a product holds locks of lower products only, and slot 0
- * of this one first, so there is no cycle.
+ * Lock order: products ascending, and of one product slots from 0 upwards.
+ * Whoever waits for a slot holds, of its product, only lower slots, and of
+ * others only lower products, so there is no cycle.  Taking a free slot out
+ * of order (SKIP LOCKED) does not wait; but a slot that turns out too short
+ * once it is locked stays locked, so this happens in a subtransaction, which
+ * is undone before we wait.  Slot 0 does without: it comes first in any case.
  *
  * Invariants: on_hand >= 0 (a CHECK and a condition in the update);
  * sum(on_hand) = sum of movements - units of orders (verify()).
@@ -23,21 +25,28 @@
 #include "executor/tuptable.h"
 #include "idempotency.h"
 #include "query.h"
+#include "subtransaction.h"
 
 /*
- * Takes a free slot of each product that has enough units, nearest first, in
- * the order of the demands; slot is NULL where there is none.
+ * Locks slot 0 of each product, in the order of the demands; slot is NULL
+ * where it is locked by others or short.
  */
-static ShopQuery lock_free = SHOP_QUERY(
-	"SELECT s.slot, s.on_hand"
-	"  FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS d(product_id, quantity, n)"
+static ShopQuery lock_first = SHOP_QUERY(
+	"SELECT s.slot"
+	"  FROM unnest($1::bigint[], $2::bigint[]) AS d(product_id, quantity)"
 	"  LEFT JOIN LATERAL"
-	"       (SELECT slot, on_hand FROM shop.stock"
-	"         WHERE product_id = d.product_id AND location_id = $3 AND slot <= $4 AND on_hand >= d.quantity"
-	"         ORDER BY slot DESC LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) s ON true",
-	INT8ARRAYOID, INT8ARRAYOID, INT4OID, INT4OID);
+	"       (SELECT slot FROM shop.stock"
+	"         WHERE product_id = d.product_id AND location_id = $3 AND slot = 0 AND on_hand >= d.quantity"
+	"         LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) s ON true",
+	INT8ARRAYOID, INT8ARRAYOID, INT4OID);
 
-static ShopQuery lock_free_above = SHOP_QUERY(
+static ShopQuery lock_nearest = SHOP_QUERY(
+	"SELECT slot, on_hand FROM shop.stock"
+	" WHERE product_id = $1 AND location_id = $2 AND slot <= $3 AND on_hand >= $4"
+	" ORDER BY slot DESC LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED",
+	INT8OID, INT4OID, INT4OID, INT8OID);
+
+static ShopQuery lock_above = SHOP_QUERY(
 	"SELECT slot, on_hand FROM shop.stock"
 	" WHERE product_id = $1 AND location_id = $2 AND slot > $3 AND on_hand >= $4"
 	" ORDER BY slot LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED",
@@ -128,7 +137,7 @@ typedef struct SlotReceiver
 {
 	DestReceiver pub;
 	StockPicks *picks;
-	const ShopDemand *demand;	/* of the next row (lock_free) or of all (lock_all) */
+	const ShopDemand *demand;	/* of the next row (lock_first) or of all (lock_all) */
 	int			satisfied;		/* demands satisfied so far */
 	int64		missing;		/* lock_all: units still missing */
 	int64		left;			/* lock_all: units left in the last slot picked */
@@ -163,7 +172,7 @@ slot_int32(TupleTableSlot *slot, int attribute, bool *isnull)
 
 /* One row per demand, in their order; the first without a slot ends it. */
 static bool
-receive_free(TupleTableSlot *slot, DestReceiver *self)
+receive_first(TupleTableSlot *slot, DestReceiver *self)
 {
 	SlotReceiver *receiver = (SlotReceiver *) self;
 	bool		isnull;
@@ -221,8 +230,9 @@ make_receiver(bool (*receive) (TupleTableSlot *, DestReceiver *), StockPicks *pi
 	return receiver;
 }
 
-static int32
-own_slot(void)
+/* This backend's own slot of any product. */
+int32
+shop_stock_own_slot(void)
 {
 	return SHOP_BACKEND_NUMBER() % shop_max_stock_slots;
 }
@@ -235,13 +245,13 @@ available(int64 product_id)
 }
 
 /*
- * Locks one free slot for each of the demands; stops at the first that has
- * none.  Returns how many it satisfied.
+ * Locks slot 0 for each of the demands; stops at the first where that fails.
+ * Returns how many it satisfied.
  */
 static int
-take_free(const ShopDemand *demands, int n, StockPicks *picks)
+take_first(const ShopDemand *demands, int n, StockPicks *picks)
 {
-	SlotReceiver receiver = make_receiver(receive_free, picks, demands);
+	SlotReceiver receiver = make_receiver(receive_first, picks, demands);
 	int64	   *products = palloc(sizeof(int64) * n);
 	int64	   *quantities = palloc(sizeof(int64) * n);
 
@@ -250,11 +260,40 @@ take_free(const ShopDemand *demands, int n, StockPicks *picks)
 		products[i] = demands[i].product_id;
 		quantities[i] = demands[i].quantity;
 	}
-	shop_query_stream(&lock_free,
+	shop_query_stream(&lock_first,
 					  SHOP_VALUES(shop_int8_array(products, n), shop_int8_array(quantities, n),
-								  shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(own_slot())),
+								  shop_int4(SHOP_DEFAULT_LOCATION)),
 					  &receiver.pub, false);
 	return receiver.satisfied;
+}
+
+/* Locks a free slot for a demand, nearest first; false, and no lock, if there is none. */
+static bool
+lock_free_slot(void *arg)
+{
+	StockPick  *pick = arg;
+	ShopValue	values[] = {
+		shop_int8(pick->product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(shop_stock_own_slot()), shop_int8(pick->quantity)
+	};
+
+	if (shop_query(&lock_nearest, values) == 0 && shop_query(&lock_above, values) == 0)
+		return false;
+	pick->slot = shop_fetch_int4(0, 1);
+	return true;
+}
+
+static bool
+take_free(const ShopDemand *demand, StockPicks *picks)
+{
+	StockPick	pick = {demand->product_id, -1, demand->quantity};
+	ErrorData  *error = shop_subtransaction(lock_free_slot, &pick);
+
+	if (error)
+		ReThrowError(error);
+	if (pick.slot < 0)
+		return false;
+	add_pick(picks, pick.product_id, pick.slot, pick.quantity);
+	return true;
 }
 
 /*
@@ -266,7 +305,7 @@ take_free(const ShopDemand *demands, int n, StockPicks *picks)
 static void
 take_half_home(StockPick *pick, int64 left)
 {
-	int32		own = own_slot();
+	int32		own = shop_stock_own_slot();
 	int64		half = left / 2;
 	ShopValue	values[] = {
 		shop_int8(pick->product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(own), shop_int8(half)
@@ -312,16 +351,15 @@ take_waiting(const ShopDemand *demand, StockPicks *picks)
 	}
 }
 
-/* Takes the units of one product whose nearest slots are all locked or short. */
-static void
-take_contended(const ShopDemand *demand, StockPicks *picks)
+/* How many demands from here on are best taken from slot 0? */
+static int
+count_first(const ShopDemand *demands, int n)
 {
-	if (shop_query(&lock_free_above,
-				   SHOP_VALUES(shop_int8(demand->product_id), shop_int4(SHOP_DEFAULT_LOCATION),
-							   shop_int4(own_slot()), shop_int8(demand->quantity))) > 0)
-		add_pick(picks, demand->product_id, shop_fetch_int4(0, 1), demand->quantity);
-	else
-		take_waiting(demand, picks);
+	int			first = 0;
+
+	while (first < n && demands[first].slot == 0)
+		first++;
+	return first;
 }
 
 static void
@@ -356,9 +394,16 @@ shop_stock_take(const ShopDemand *demands, int n)
 
 	for (int done = 0; done < n;)
 	{
-		done += take_free(demands + done, n - done, &picks);
-		if (done < n)
-			take_contended(&demands[done++], &picks);
+		int			first = count_first(demands + done, n - done);
+		int			taken = first > 0 ? take_first(demands + done, first, &picks) : 0;
+
+		done += taken;
+		if (taken < first)
+			take_waiting(&demands[done++], &picks);
+		else if (done < n && take_free(&demands[done], &picks))
+			done++;
+		else if (done < n)
+			take_waiting(&demands[done++], &picks);
 	}
 	subtract(&picks);
 }
@@ -418,7 +463,7 @@ restock(int64 product_id, int32 quantity, const char *key)
 		shop_query(&add_units, SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION),
 										   shop_int8(quantity)));
 	else
-		shop_stock_take(&(ShopDemand) {product_id, -(int64) quantity}, 1);
+		shop_stock_take(&(ShopDemand) {product_id, -(int64) quantity, -1}, 1);
 
 	result = available(product_id);
 	shop_query(&complete_movement, SHOP_VALUES(shop_int8(movement_id), shop_int8(result)));

@@ -228,14 +228,20 @@ shop_items_price(ShopItems *items)
 	ShopRefusal refusal;
 
 	for (int i = 0; i < items->n; i++)
+	{
 		products[i].product_id = items->items[i].product_id;
+		products[i].quantity = items->items[i].quantity;
+	}
 	shop_catalog_read(products, items->n);
 	refusal = check_products(items, products);
 	if (refusal.condition != SHOP_NO_REFUSAL)
 		return refusal;
 
 	for (int i = 0; i < items->n; i++)
+	{
 		items->items[i].unit_price = products[i].price;
+		items->items[i].slot = products[i].slot;
+	}
 	sum_prices(items);
 	return refusal;
 }
@@ -246,7 +252,7 @@ shop_items_take_stock(const ShopItems *items)
 	ShopDemand *demands = palloc(sizeof(ShopDemand) * items->n);
 
 	for (int i = 0; i < items->n; i++)
-		demands[i] = (ShopDemand) {items->items[i].product_id, items->items[i].quantity};
+		demands[i] = (ShopDemand) {items->items[i].product_id, items->items[i].quantity, items->items[i].slot};
 	shop_stock_take(demands, items->n);
 }
 

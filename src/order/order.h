@@ -21,6 +21,7 @@ typedef struct ShopItem
 	int32		line_no;		/* from 1, in order of first mention */
 	int64		unit_price;
 	int64		discount;
+	int32		slot;			/* nearest stock slot with enough units, or -1 */
 } ShopItem;
 
 /* Sorted by product_id. */

@@ -19,15 +19,13 @@
  */
 #include "order/order.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "idempotency.h"
 #include "outbox/outbox.h"
 #include "points.h"
 #include "query.h"
+#include "subtransaction.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
-#include "utils/resowner.h"
 
 static ShopQuery find_order = SHOP_QUERY(
 	"SELECT order_id, coupon_id, expected_total, subtotal, discount, total, balance"
@@ -231,43 +229,27 @@ shop_place_order(PG_FUNCTION_ARGS)
 									 shop_null(), shop_bool(call.replayed)));
 }
 
+static bool
+place_within(void *arg)
+{
+	SPI_connect();
+	place(arg);
+	SPI_finish();
+	return true;
+}
+
 /*
- * Runs place() in a subtransaction.  A refusal is undone and returned;
- * whatever else is raised (cancellation, serialization failure, out of disk)
- * goes on to the caller.
+ * A refusal is undone and returned; whatever else is raised (cancellation,
+ * serialization failure, out of disk) goes on to the caller.
  */
 static ErrorData *
 try_place(PlaceCall *call)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile refused = NULL;
+	ErrorData  *error = shop_subtransaction(place_within, call);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		SPI_connect();
-		place(call);
-		SPI_finish();
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		if (!SHOP_IS_REFUSAL(error->sqlerrcode))
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		refused = error;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return refused;
+	if (error && !SHOP_IS_REFUSAL(error->sqlerrcode))
+		ReThrowError(error);
+	return error;
 }
 
 Datum

@@ -6,11 +6,13 @@
  * An endpoint's progress is the set of event numbers it is done with, acked.
  * New work is what is visible outside of it.  A number outside of it that is
  * not visible is a hole: its transaction still runs, or was rolled back.  The
- * horizon (horizon_no, horizon_xmax) tells the two apart: when it was noted,
- * every number up to horizon_no had been drawn by a transaction with an xid
- * below horizon_xmax, so once no such xid runs, what is not visible up to
- * horizon_no never will be, and the holes close.  Until then later events flow
- * past them.
+ * horizon (horizon_no, horizon_xid) tells the two apart: when it was noted,
+ * every number up to horizon_no had been drawn, by a transaction that had its
+ * xid before, so below horizon_xid, the next xid then.  Once no such xid runs,
+ * what is not visible up to horizon_no never will be, and the holes close.
+ * Until then later events flow past them.  (The xmax of a snapshot would not
+ * do for horizon_xid: it is one past the last xid completed, and there may be
+ * running ones above it that have drawn a number.)
  *
  * What an endpoint did not take becomes a row of shop.delivery: to be tried
  * again later, or dead.  Later events of its key (aggregateid) queue behind it
@@ -23,6 +25,7 @@
  */
 #include "outbox/outbox.h"
 
+#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
 #include "error.h"
@@ -32,6 +35,7 @@
 #include "sink/sink.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/xid8.h"
 
 /* What an endpoint's options say if they say nothing. */
 #define DEFAULT_MAX_ATTEMPTS 12
@@ -49,7 +53,7 @@
 	"endpoint_id, name, url, run_as, failures," \
 	" coalesce((options->>'max_attempts')::integer, 0), coalesce((options->>'backoff')::integer, 0)," \
 	" coalesce((options->>'max_backoff')::integer, 0), coalesce((options->>'timeout')::integer, 0)," \
-	" coalesce(horizon_xmax <= pg_snapshot_xmin(pg_current_snapshot()), false), retry_at, types, acked, horizon_no"
+	" coalesce(horizon_xid <= pg_snapshot_xmin(pg_current_snapshot()), false), retry_at, types, acked, horizon_no"
 
 #define ENDPOINT_READY \
 	" FROM shop.endpoint WHERE endpoint_id = $1 AND NOT paused" \
@@ -139,7 +143,7 @@ static ShopQuery delete_deliveries = SHOP_QUERY(
 
 /*
  * $2 are the numbers done; all up to $3 is done with.  A gap that is left
- * gets a horizon: the snapshot was taken after the last number done was seen.
+ * gets a horizon, with $9, an xid not given out when the last number was seen.
  */
 static ShopQuery acknowledge = SHOP_QUERY(
 	"UPDATE shop.endpoint e"
@@ -147,9 +151,9 @@ static ShopQuery acknowledge = SHOP_QUERY(
 	"       horizon_no = CASE WHEN NOT n.has_gap THEN NULL"
 	"                         WHEN $3 IS NULL AND e.horizon_no IS NOT NULL THEN e.horizon_no"
 	"                         ELSE upper(n.acked) - 1 END,"
-	"       horizon_xmax = CASE WHEN NOT n.has_gap THEN NULL"
-	"                           WHEN $3 IS NULL AND e.horizon_no IS NOT NULL THEN e.horizon_xmax"
-	"                           ELSE pg_snapshot_xmax(pg_current_snapshot()) END,"
+	"       horizon_xid = CASE WHEN NOT n.has_gap THEN NULL"
+	"                           WHEN $3 IS NULL AND e.horizon_no IS NOT NULL THEN e.horizon_xid"
+	"                           ELSE $9 END,"
 	"       delivered_total = delivered_total + $4,"
 	"       last_delivered_at = CASE WHEN $4 > 0 THEN $5 ELSE last_delivered_at END,"
 	"       failures = $6, retry_at = $7, last_error = coalesce($8, last_error)"
@@ -158,7 +162,7 @@ static ShopQuery acknowledge = SHOP_QUERY(
 	"                       + coalesce((SELECT range_agg(int8range(k, k, '[]')) FROM unnest($2) k), '{}') AS acked"
 	"                  FROM shop.endpoint c WHERE c.endpoint_id = $1) a) n"
 	" WHERE e.endpoint_id = $1",
-	INT8OID, INT8ARRAYOID, INT8OID, INT8OID, TIMESTAMPTZOID, INT4OID, TIMESTAMPTZOID, TEXTOID);
+	INT8OID, INT8ARRAYOID, INT8OID, INT8OID, TIMESTAMPTZOID, INT4OID, TIMESTAMPTZOID, TEXTOID, XID8OID);
 
 static ShopQuery list_endpoints = SHOP_QUERY(
 	"SELECT endpoint_id, builtin FROM shop.endpoint"
@@ -458,7 +462,8 @@ record(Endpoint *endpoint, const Batch *batch, TimestampTz now)
 	shop_query(&acknowledge,
 			   SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8_array(done, ndone),
 						   shop_int8_or_null(closed, !endpoint->closable), shop_int8(delivered), shop_time(now),
-						   shop_int4(endpoint->failures), retry_at, shop_text(batch->last_error)));
+						   shop_int4(endpoint->failures), retry_at, shop_text(batch->last_error),
+						   shop_datum(FullTransactionIdGetDatum(ReadNextFullTransactionId()))));
 	return delivered;
 }
 

@@ -53,7 +53,7 @@ static ShopQuery insert_builtin = SHOP_QUERY(
 	" VALUES ('shop.fold_sales', 'function:shop.fold_sales', '{order.paid,order.cancelled,order.refunded}',"
 	"         '{}', $1, true, '{}', $2, $3, $4)"
 	" ON CONFLICT (name) DO UPDATE"
-	"   SET run_as = $1, system_identifier = $2, database_oid = $3, horizon_no = NULL, horizon_xmax = NULL",
+	"   SET run_as = $1, system_identifier = $2, database_oid = $3, horizon_no = NULL, horizon_xid = NULL",
 	TEXTOID, INT8OID, OIDOID, TIMESTAMPTZOID);
 
 static ShopQuery read_endpoint = SHOP_QUERY(
@@ -72,7 +72,7 @@ static ShopQuery resume_endpoint = SHOP_QUERY(
 	"UPDATE shop.endpoint"
 	"   SET paused = false, pause_reason = NULL, failures = 0, retry_at = NULL,"
 	"       horizon_no = CASE WHEN shop.is_home(system_identifier, database_oid) THEN horizon_no END,"
-	"       horizon_xmax = CASE WHEN shop.is_home(system_identifier, database_oid) THEN horizon_xmax END,"
+	"       horizon_xid = CASE WHEN shop.is_home(system_identifier, database_oid) THEN horizon_xid END,"
 	"       system_identifier = $2, database_oid = $3"
 	" WHERE name = $1 AND NOT builtin",
 	TEXTOID, INT8OID, OIDOID);

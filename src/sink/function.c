@@ -19,12 +19,11 @@
 #include "miscadmin.h"
 #include "parser/parse_func.h"
 #include "postmaster/bgworker.h"
+#include "subtransaction.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
 #include "utils/regproc.h"
-#include "utils/resowner.h"
 #include "utils/timeout.h"
 #include "utils/varlena.h"
 
@@ -37,6 +36,14 @@ typedef struct Target
 	char	   *name;
 	bool		takes_batch;
 } Target;
+
+/* One call of an endpoint's function. */
+typedef struct Call
+{
+	const ShopEndpoint *endpoint;
+	Datum	   *events;
+	int			n;
+} Call;
 
 static Target
 find_target(const char *url)
@@ -95,7 +102,7 @@ call_target(const ShopEndpoint *endpoint, Datum *events, int n)
 	sql = target.takes_batch ? psprintf("SELECT %s($1)", target.name) :
 		psprintf("SELECT %s(e) FROM pg_catalog.unnest($1) AS e", target.name);
 
-	/* The end of the subtransaction, good or bad, restores the role. */
+	/* An error takes the role back with the subtransaction. */
 	SetUserIdAndSecContext(role, SECURITY_LOCAL_USERID_CHANGE);
 	rc = SPI_execute_with_args(sql, 1, &type, &batch, NULL, false, 0);
 	if (rc < 0)
@@ -112,49 +119,50 @@ is_for_the_caller(int sqlstate)
 		(IsolationUsesXactSnapshot() && ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_TO_CATEGORY(ERRCODE_T_R_SERIALIZATION_FAILURE));
 }
 
+/* Nobody else limits a worker's statement. */
+static void
+start_timeout(const ShopEndpoint *endpoint)
+{
+	if (IsBackgroundWorker)
+		enable_timeout_after(STATEMENT_TIMEOUT, endpoint->timeout_ms);
+}
+
+static void
+stop_timeout(void)
+{
+	if (IsBackgroundWorker)
+		disable_timeout(STATEMENT_TIMEOUT, false);
+}
+
+static bool
+call_within(void *arg)
+{
+	Call	   *call = arg;
+	Oid			user;
+	int			security;
+
+	GetUserIdAndSecContext(&user, &security);
+	start_timeout(call->endpoint);
+	SPI_connect();
+	call_target(call->endpoint, call->events, call->n);
+	SPI_finish();
+	stop_timeout();
+	SetUserIdAndSecContext(user, security);
+	return true;
+}
+
 static char *
 deliver_to_function(const ShopEndpoint *endpoint, Datum *events, int n)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	Oid			user;
-	int			security;
-	char	   *volatile failure = NULL;
+	Call		call = {endpoint, events, n};
+	ErrorData  *error = shop_subtransaction(call_within, &call);
 
-	GetUserIdAndSecContext(&user, &security);
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		/* Nobody else limits a worker's statement. */
-		if (IsBackgroundWorker)
-			enable_timeout_after(STATEMENT_TIMEOUT, endpoint->timeout_ms);
-		SPI_connect();
-		call_target(endpoint, events, n);
-		SPI_finish();
-		if (IsBackgroundWorker)
-			disable_timeout(STATEMENT_TIMEOUT, false);
-		SetUserIdAndSecContext(user, security);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		if (IsBackgroundWorker)
-			disable_timeout(STATEMENT_TIMEOUT, false);
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		if (is_for_the_caller(error->sqlerrcode))
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		failure = psprintf("%s: %s", unpack_sql_state(error->sqlerrcode), error->message);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return failure;
+	stop_timeout();
+	if (error == NULL)
+		return NULL;
+	if (is_for_the_caller(error->sqlerrcode))
+		ReThrowError(error);
+	return psprintf("%s: %s", unpack_sql_state(error->sqlerrcode), error->message);
 }
 
 const ShopSink shop_sink_function = {
