@@ -40,17 +40,20 @@ static ShopQuery lock_first = SHOP_QUERY(
 	"         LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) s ON true",
 	INT8ARRAYOID, INT8ARRAYOID, INT4OID);
 
-static ShopQuery lock_nearest = SHOP_QUERY(
-	"SELECT slot, on_hand FROM shop.stock"
-	" WHERE product_id = $1 AND location_id = $2 AND slot <= $3 AND on_hand >= $4"
-	" ORDER BY slot DESC LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED",
-	INT8OID, INT4OID, INT4OID, INT8OID);
+/*
+ * Takes the units from a free slot: the nearest, or one above.  Locked and
+ * updated by the same subtransaction, or every row would get a MultiXact.
+ */
+#define TAKE_FREE(which) \
+	"WITH free AS MATERIALIZED" \
+	"  (SELECT slot FROM shop.stock" \
+	"    WHERE product_id = $1 AND location_id = $2 AND on_hand >= $4 AND " which \
+	"    LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)" \
+	" UPDATE shop.stock s SET on_hand = s.on_hand - $4 FROM free" \
+	"  WHERE s.product_id = $1 AND s.location_id = $2 AND s.slot = free.slot AND s.on_hand >= $4"
 
-static ShopQuery lock_above = SHOP_QUERY(
-	"SELECT slot, on_hand FROM shop.stock"
-	" WHERE product_id = $1 AND location_id = $2 AND slot > $3 AND on_hand >= $4"
-	" ORDER BY slot LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED",
-	INT8OID, INT4OID, INT4OID, INT8OID);
+static ShopQuery take_nearest = SHOP_QUERY(TAKE_FREE("slot <= $3 ORDER BY slot DESC"), INT8OID, INT4OID, INT4OID, INT8OID);
+static ShopQuery take_above = SHOP_QUERY(TAKE_FREE("slot > $3 ORDER BY slot"), INT8OID, INT4OID, INT4OID, INT8OID);
 
 static ShopQuery lock_all = SHOP_QUERY(
 	"SELECT slot, on_hand FROM shop.stock WHERE product_id = $1 AND location_id = $2"
@@ -127,6 +130,13 @@ typedef struct StockPicks
 	int			n;
 	int			allocated;
 } StockPicks;
+
+/* An attempt to take the units of one product without waiting. */
+typedef struct FreeTake
+{
+	const ShopDemand *demand;
+	bool		done;
+} FreeTake;
 
 /*
  * Receives slots as the executor locks them, and stops it as soon as no more
@@ -267,33 +277,29 @@ take_first(const ShopDemand *demands, int n, StockPicks *picks)
 	return receiver.satisfied;
 }
 
-/* Locks a free slot for a demand, nearest first; false, and no lock, if there is none. */
 static bool
-lock_free_slot(void *arg)
+take_within(void *arg)
 {
-	StockPick  *pick = arg;
+	FreeTake   *take = arg;
 	ShopValue	values[] = {
-		shop_int8(pick->product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(shop_stock_own_slot()), shop_int8(pick->quantity)
+		shop_int8(take->demand->product_id), shop_int4(SHOP_DEFAULT_LOCATION),
+		shop_int4(shop_stock_own_slot()), shop_int8(take->demand->quantity)
 	};
 
-	if (shop_query(&lock_nearest, values) == 0 && shop_query(&lock_above, values) == 0)
-		return false;
-	pick->slot = shop_fetch_int4(0, 1);
-	return true;
+	take->done = shop_query(&take_nearest, values) > 0 || shop_query(&take_above, values) > 0;
+	return take->done;
 }
 
+/* Takes the units of one product from a free slot; false, and no lock, if there is none. */
 static bool
-take_free(const ShopDemand *demand, StockPicks *picks)
+take_free(const ShopDemand *demand)
 {
-	StockPick	pick = {demand->product_id, -1, demand->quantity};
-	ErrorData  *error = shop_subtransaction(lock_free_slot, &pick);
+	FreeTake	take = {demand, false};
+	ErrorData  *error = shop_subtransaction(take_within, &take);
 
 	if (error)
 		ReThrowError(error);
-	if (pick.slot < 0)
-		return false;
-	add_pick(picks, pick.product_id, pick.slot, pick.quantity);
-	return true;
+	return take.done;
 }
 
 /*
@@ -400,12 +406,13 @@ shop_stock_take(const ShopDemand *demands, int n)
 		done += taken;
 		if (taken < first)
 			take_waiting(&demands[done++], &picks);
-		else if (done < n && take_free(&demands[done], &picks))
+		else if (done < n && take_free(&demands[done]))
 			done++;
 		else if (done < n)
 			take_waiting(&demands[done++], &picks);
 	}
-	subtract(&picks);
+	if (picks.n > 0)
+		subtract(&picks);
 }
 
 /* Opens the stock of a new product. */
