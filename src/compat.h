@@ -6,6 +6,7 @@
 #ifndef SHOP_COMPAT_H
 #define SHOP_COMPAT_H
 
+#include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -24,6 +25,13 @@
 	(object_aclcheck(ProcedureRelationId, (proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
 #else
 #define SHOP_MAY_EXECUTE(proc, role) (pg_proc_aclcheck((proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
+#endif
+
+/* Does this role own this database? */
+#if PG_VERSION_NUM >= 160000
+#define SHOP_OWNS_DATABASE(database, role) object_ownercheck(DatabaseRelationId, (database), (role))
+#else
+#define SHOP_OWNS_DATABASE(database, role) pg_database_ownercheck((database), (role))
 #endif
 
 /* DecodeDateTime() got an argument for details that we do not want. */

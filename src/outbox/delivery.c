@@ -467,6 +467,15 @@ record(Endpoint *endpoint, const Batch *batch, TimestampTz now)
 	return delivered;
 }
 
+static bool
+has_untried(const Batch *batch)
+{
+	for (int i = 0; i < batch->n; i++)
+		if (batch->events[i].state == EVENT_UNTRIED)
+			return true;
+	return false;
+}
+
 /*
  * Delivers one batch to one endpoint in this transaction.  Without `wait`,
  * an endpoint somebody else is delivering to is left alone.
@@ -490,15 +499,15 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait)
 
 	batch = load(&endpoint, limit, now);
 	deliver(&endpoint, &batch);
-	result.handled = batch.n;
 	if (batch.n > 0 || endpoint.closable)
 		result.delivered = record(&endpoint, &batch, now);
-	result.more = batch.n > 0 && endpoint.failures < BREAKER_FAILURES;
 
 	shop_query(&next_retry, SHOP_VALUES(shop_int8(endpoint_id)));
 	result.next_at = DatumGetTimestampTz(shop_fetch(0, 1, &isnull));
 	if (isnull)
 		result.next_at = DT_NOEND;
+	result.more = endpoint.failures < BREAKER_FAILURES &&
+		(batch.n >= limit || has_untried(&batch) || (batch.n > 0 && result.next_at <= now));
 	return result;
 }
 

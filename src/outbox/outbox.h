@@ -18,9 +18,8 @@ extern void shop_endpoint_ensure_builtin(void);
 /* delivery.c */
 typedef struct ShopDelivered
 {
-	int64		handled;		/* events looked at, wanted or not */
 	int64		delivered;
-	bool		more;			/* may more be due already? */
+	bool		more;			/* is more due already? */
 	TimestampTz next_at;		/* when the next retry is due, or DT_NOEND */
 } ShopDelivered;
 

@@ -85,7 +85,7 @@ relay_cycle(void)
 			begin("delivering events");
 			batch = shop_deliver_batch(ids[i], BATCH, false);
 			shop_process_commit();
-			more |= batch.handled == BATCH || (batch.more && batch.next_at <= shop_now());
+			more |= batch.more;
 			next_at = Min(next_at, batch.next_at);
 		}
 	} while (more);

@@ -12,6 +12,9 @@
  */
 #include "worker/worker.h"
 
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
@@ -19,6 +22,7 @@
 #include "pgstat.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/syscache.h"
 
 /* How long to wait for workers to end before the statement is tried anyway. */
 #define STOP_TRIES 500
@@ -57,6 +61,34 @@ database_needed(Node *statement)
 		default:
 			return NULL;
 	}
+}
+
+static bool
+may_create_database(void)
+{
+	HeapTuple	role = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool		may = superuser();
+
+	if (HeapTupleIsValid(role))
+	{
+		may |= ((Form_pg_authid) GETSTRUCT(role))->rolcreatedb;
+		ReleaseSysCache(role);
+	}
+	return may;
+}
+
+/*
+ * May this role run this statement here?  Who may not must not be able to end
+ * the workers by trying.
+ */
+static bool
+may_run(Node *statement, Oid database, bool in_block)
+{
+	if (IsA(statement, CreatedbStmt))
+		return !in_block && may_create_database();
+	if (IsA(statement, RenameStmt))
+		return SHOP_OWNS_DATABASE(database, GetUserId());
+	return !in_block && SHOP_OWNS_DATABASE(database, GetUserId());
 }
 
 static bool
@@ -135,7 +167,8 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, 
 
 	if (shop_shared && may_change_wanted(pstmt->utilityStmt))
 		shop_launcher_rescan_at_commit();
-	if (!OidIsValid(database))
+	if (!OidIsValid(database) ||
+		!may_run(pstmt->utilityStmt, database, IsInTransactionBlock(context == PROCESS_UTILITY_TOPLEVEL)))
 	{
 		run_statement(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 		return;
