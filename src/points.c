@@ -31,7 +31,7 @@ static ShopQuery lock_account = SHOP_QUERY(
 	INT8OID);
 
 static ShopQuery open_account = SHOP_QUERY(
-	"INSERT INTO shop.account (user_id, balance) VALUES ($1, 0)",
+	"INSERT INTO shop.account (user_id, balance) VALUES ($1, 0) ON CONFLICT DO NOTHING",
 	INT8OID);
 
 static ShopQuery post = SHOP_QUERY(
@@ -114,7 +114,9 @@ shop_account_post(ShopAccount *account, int64 amount, const char *kind, const ch
 {
 	if (!account->exists)
 	{
-		shop_query(&open_account, SHOP_VALUES(shop_int8(account->user_id)));
+		/* Opened since the snapshot of a REPEATABLE READ caller: PostgreSQL raises 40001. */
+		if (shop_query(&open_account, SHOP_VALUES(shop_int8(account->user_id))) == 0)
+			elog(ERROR, "account of a locked user is there already");
 		account->exists = true;
 	}
 	if (shop_query(&post, SHOP_VALUES(shop_int8(account->user_id), shop_int8(amount), shop_text(kind),

@@ -228,6 +228,21 @@ shop_lock_xact(int32 lock_class, int32 key)
 	DirectFunctionCall2(pg_advisory_xact_lock_int4, Int32GetDatum(lock_class), Int32GetDatum(key));
 }
 
+/* Waits for an advisory lock that others may share. */
+void
+shop_lock_xact_shared(int32 lock_class, int32 key)
+{
+	DirectFunctionCall2(pg_advisory_xact_lock_shared_int4, Int32GetDatum(lock_class), Int32GetDatum(key));
+}
+
+/* Takes an advisory lock that ends with the transaction, if it is free. */
+bool
+shop_try_lock_xact(int32 lock_class, int32 key)
+{
+	return DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
+											Int32GetDatum(lock_class), Int32GetDatum(key)));
+}
+
 /* Takes an advisory lock that ends with the process, if it is free. */
 bool
 shop_try_lock_session(int32 lock_class, int32 key)

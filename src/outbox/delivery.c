@@ -214,6 +214,7 @@ typedef struct Batch
 {
 	Event	   *events;
 	int			n;
+	bool		has_new;		/* was new work looked for at all? */
 	bool		has_last;
 	int64		last;			/* all that is visible up to here is in the batch */
 	int			calls;
@@ -308,7 +309,8 @@ load(const Endpoint *endpoint, int limit, TimestampTz now)
 		limit = 1;
 
 	append_events(&batch, shop_query(&load_due, SHOP_VALUES(id, shop_time(now), shop_int4(Min(limit, MAX_CALLS)))), true);
-	if (batch.n < limit)
+	batch.has_new = batch.n < limit;
+	if (batch.has_new)
 		append_events(&batch,
 					  shop_query(&load_new, SHOP_VALUES(id, shop_datum(endpoint->acked), shop_int4(limit),
 														shop_datum(endpoint->types))), false);
@@ -450,7 +452,7 @@ record(Endpoint *endpoint, const Batch *batch, TimestampTz now)
 		shop_query(&delete_deliveries,
 				   SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8_array(retried, nretried)));
 
-	/* Holes close only below what was all seen and done. */
+	/* Holes close only below what was all seen, just now, and done. */
 	if (batch->has_last)
 		closed = Min(closed, batch->last);
 	for (int i = 0; i < batch->n; i++)
@@ -461,7 +463,7 @@ record(Endpoint *endpoint, const Batch *batch, TimestampTz now)
 
 	shop_query(&acknowledge,
 			   SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8_array(done, ndone),
-						   shop_int8_or_null(closed, !endpoint->closable), shop_int8(delivered), shop_time(now),
+						   shop_int8_or_null(closed, !endpoint->closable || !batch->has_new), shop_int8(delivered), shop_time(now),
 						   shop_int4(endpoint->failures), retry_at, shop_text(batch->last_error),
 						   shop_datum(FullTransactionIdGetDatum(ReadNextFullTransactionId()))));
 	return delivered;

@@ -6,7 +6,7 @@
  * In a copy of the database these do not match, and nothing is delivered
  * until resume_endpoint() is called there.
  *
- * Locks: the endpoint row.
+ * Locks: the endpoint row; SHOP_LOCK_RETENTION, shared, while one is made.
  */
 #include "outbox/outbox.h"
 
@@ -215,6 +215,7 @@ shop_create_endpoint(PG_FUNCTION_ARGS)
 	shop_write_verb("create_endpoint()");
 
 	SPI_connect();
+	shop_lock_xact_shared(SHOP_LOCK_RETENTION, 0);
 	shop_endpoint_ensure_builtin();
 	if (shop_query(&insert_endpoint,
 				   SHOP_VALUES(shop_text(name), shop_text(url), shop_datum(types), shop_text(secret),

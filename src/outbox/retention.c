@@ -6,7 +6,9 @@
  * Events that wait for a retry or are dead letters stay.  What was removed is
  * noted in shop.outbox_cleared, so that verify() knows what to miss.
  *
- * Locks: the rows it deletes, behind where any endpoint reads.
+ * Locks: SHOP_LOCK_RETENTION, without waiting, so that no endpoint is being
+ * made that would still want what is removed; the rows it deletes, behind
+ * where any endpoint reads.
  */
 #include "outbox/outbox.h"
 
@@ -44,6 +46,8 @@ shop_outbox_clear(int limit)
 	TimestampTz before = TimestampTzPlusMilliseconds(shop_now(), -(int64) shop_outbox_retention * 60 * 1000);
 	int64		cleared;
 
+	if (!shop_try_lock_xact(SHOP_LOCK_RETENTION, 0))
+		return 0;
 	shop_endpoint_ensure_builtin();
 	shop_query(&cleared_so_far, NULL);
 	cleared = shop_fetch_int8(0, 1);
