@@ -89,7 +89,9 @@ relay_cycle(void)
 			next_at = Min(next_at, batch.next_at);
 		}
 	} while (more);
-	return ms_until(next_at);
+
+	/* A wait for a lock during the cycle may have eaten the latch that went with it. */
+	return pg_atomic_read_u32(&my_database->wake) ? 0 : ms_until(next_at);
 }
 
 void
