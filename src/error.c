@@ -313,6 +313,25 @@ shop_arg_key(FunctionCallInfo fcinfo, int n)
 	return key;
 }
 
+/*
+ * An integer in JSON: digits, with nothing but zeros after a decimal point.
+ * Returns false for fractions and for what int64 cannot hold.
+ */
+bool
+shop_parse_integer(Numeric number, int64 *result)
+{
+	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
+	char	   *end;
+
+	errno = 0;
+	*result = strtoi64(text, &end, 10);
+	if (errno != 0 || end == text)
+		return false;
+	if (*end == '.')
+		end += 1 + strspn(end + 1, "0");
+	return *end == '\0';
+}
+
 /* The page size of a history: NULL is the default of 50. */
 int32
 shop_arg_limit(FunctionCallInfo fcinfo, int n)

@@ -7,6 +7,8 @@
 
 #include "shop.h"
 
+#include "utils/numeric.h"
+
 /* In the order of the table in error.c. */
 typedef enum ShopCondition
 {
@@ -52,5 +54,6 @@ extern char *shop_arg_text(FunctionCallInfo fcinfo, int n, const char *name);
 extern char *shop_arg_text_or_null(FunctionCallInfo fcinfo, int n);
 extern char *shop_arg_key(FunctionCallInfo fcinfo, int n);
 extern int32 shop_arg_limit(FunctionCallInfo fcinfo, int n);
+extern bool shop_parse_integer(Numeric number, int64 *result);
 
 #endif							/* SHOP_ERROR_H */

@@ -15,7 +15,9 @@
 #include "query.h"
 #include "stock.h"
 #include "utils/builtins.h"
-#include "utils/numeric.h"
+
+/* Elements of the JSON array; those that name the same product are summed. */
+#define MAX_MENTIONS 100000
 
 static ShopQuery insert_lines = SHOP_QUERY(
 	"INSERT INTO shop.order_line (order_id, line_no, product_id, quantity, unit_price, discount)"
@@ -26,25 +28,6 @@ static ShopQuery read_lines = SHOP_QUERY(
 	"SELECT product_id, quantity FROM shop.order_line WHERE order_id = $1 ORDER BY product_id",
 	INT8OID);
 
-/*
- * An integer in JSON: digits, with nothing but zeros after a decimal point.
- * Returns false for fractions and for what int64 cannot hold.
- */
-static bool
-parse_integer(Numeric number, int64 *result)
-{
-	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
-	char	   *end;
-
-	errno = 0;
-	*result = strtoi64(text, &end, 10);
-	if (errno != 0 || end == text)
-		return false;
-	if (*end == '.')
-		end += 1 + strspn(end + 1, "0");
-	return *end == '\0';
-}
-
 static int64
 require_integer(int position, const char *key, const JsonbValue *value)
 {
@@ -52,7 +35,7 @@ require_integer(int position, const char *key, const JsonbValue *value)
 
 	if (value->type != jbvNumeric)
 		shop_reject_item(position, "must have a number as its %s", key);
-	if (!parse_integer(value->val.numeric, &result))
+	if (!shop_parse_integer(value->val.numeric, &result))
 		shop_reject_item(position, "must have an integer as its %s", key);
 	return result;
 }
@@ -150,6 +133,8 @@ shop_items_parse(Jsonb *json)
 		shop_reject("items", "must be a JSON array");
 	if (JB_ROOT_COUNT(json) == 0)
 		shop_reject("items", "must not be empty");
+	if (JB_ROOT_COUNT(json) > MAX_MENTIONS)
+		shop_reject("items", "must not have more than %d elements", MAX_MENTIONS);
 
 	result.items = palloc(sizeof(ShopItem) * JB_ROOT_COUNT(json));
 	it = JsonbIteratorInit(&json->root);

@@ -51,8 +51,8 @@
 
 #define ENDPOINT_COLUMNS \
 	"endpoint_id, name, url, run_as, failures," \
-	" coalesce((options->>'max_attempts')::integer, 0), coalesce((options->>'backoff')::integer, 0)," \
-	" coalesce((options->>'max_backoff')::integer, 0), coalesce((options->>'timeout')::integer, 0)," \
+	" coalesce((options->'max_attempts')::integer, 0), coalesce((options->'backoff')::integer, 0)," \
+	" coalesce((options->'max_backoff')::integer, 0), coalesce((options->'timeout')::integer, 0)," \
 	" coalesce(horizon_xid <= pg_snapshot_xmin(pg_current_snapshot()), false), retry_at, types, acked, horizon_no"
 
 #define ENDPOINT_READY \
@@ -513,6 +513,19 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait)
 	return result;
 }
 
+/* Delivers a batch in an SPI level of its own, which frees all that it used. */
+static ShopDelivered
+deliver_batch_here(int64 endpoint_id, int limit)
+{
+	ShopDelivered result;
+
+	CHECK_FOR_INTERRUPTS();
+	SPI_connect();
+	result = shop_deliver_batch(endpoint_id, limit, true);
+	SPI_finish();
+	return result;
+}
+
 /*
  * Delivers to one function: endpoint, or all of them, until nothing is due or
  * max_events have been delivered; returns how many.
@@ -547,8 +560,7 @@ deliver_all(const char *name, int64 max_events)
 
 			if (limit <= 0)
 				break;
-			CHECK_FOR_INTERRUPTS();
-			batch = shop_deliver_batch(ids[i], (int) limit, true);
+			batch = deliver_batch_here(ids[i], (int) limit);
 			if (!builtin[i])
 				delivered += batch.delivered;
 		} while (batch.more);
@@ -565,8 +577,8 @@ shop_deliver_builtin(void)
 	shop_endpoint_ensure_builtin();
 	shop_query(&find_builtin, NULL);
 	endpoint_id = shop_fetch_int8(0, 1);
-	while (shop_deliver_batch(endpoint_id, 1000, true).more)
-		CHECK_FOR_INTERRUPTS();
+	while (deliver_batch_here(endpoint_id, 1000).more)
+		;
 }
 
 Datum

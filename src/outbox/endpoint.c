@@ -19,7 +19,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/numeric.h"
 #include "worker/worker.h"
 
 /*
@@ -142,13 +141,11 @@ check_types(FunctionCallInfo fcinfo, int n)
 static void
 check_int_option(const char *name, const JsonbValue *value, int max)
 {
-	bool		overflow = false;
-	int32		number = 0;
+	int64		number = 0;
 
-	if (value->type == jbvNumeric)
-		number = numeric_int4_opt_error(value->val.numeric, &overflow);
-	if (value->type != jbvNumeric || overflow || number < 1 || number > max)
-		shop_reject("options", "must have a number between 1 and %d as %s", max, name);
+	if (value->type != jbvNumeric || !shop_parse_integer(value->val.numeric, &number) ||
+		number < 1 || number > max)
+		shop_reject("options", "must have an integer between 1 and %d as %s", max, name);
 }
 
 /* Options are an object with known keys; says whether from_start is set. */

@@ -4,8 +4,9 @@
  *
  * The function takes an event (jsonb), or all events of a batch (jsonb[]).
  * It runs in the transaction that acknowledges the events, so its effects
- * happen exactly once, and as the role that created the endpoint, so it can
- * do no more than that role could by itself.
+ * happen exactly once, and as the role that created the endpoint, in a
+ * security-restricted operation, so it can do no more than that role could by
+ * itself.
  *
  * A call is a subtransaction: what fails is undone alone.
  */
@@ -96,14 +97,23 @@ call_target(const ShopEndpoint *endpoint, Datum *events, int n)
 	Datum		batch = PointerGetDatum(construct_array(events, n, JSONBOID, -1, false, TYPALIGN_INT));
 	Oid			type = JSONBARRAYOID;
 	Oid			role = get_role_oid(endpoint->run_as, false);
+	int			security = SECURITY_LOCAL_USERID_CHANGE;
 	char	   *sql;
 	int			rc;
 
 	sql = target.takes_batch ? psprintf("SELECT %s($1)", target.name) :
 		psprintf("SELECT %s(e) FROM pg_catalog.unnest($1) AS e", target.name);
 
-	/* An error takes the role back with the subtransaction. */
-	SetUserIdAndSecContext(role, SECURITY_LOCAL_USERID_CHANGE);
+	/*
+	 * An error takes the role back with the subtransaction.  A role that is
+	 * not ours must not leave anything behind that runs when it is ours again,
+	 * at commit: deferred triggers run now, held cursors are forbidden.
+	 */
+	if (role != GetUserId())
+		security |= SECURITY_RESTRICTED_OPERATION;
+	if (SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not set constraints");
+	SetUserIdAndSecContext(role, security);
 	rc = SPI_execute_with_args(sql, 1, &type, &batch, NULL, false, 0);
 	if (rc < 0)
 		elog(ERROR, "could not call %s: %s", target.name, SPI_result_code_string(rc));

@@ -199,7 +199,11 @@ scan_if_due(void)
 
 	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
 	if (shop_shared->scanning && TimestampDifferenceExceeds(shop_shared->scanned_at, now, START_MS))
+	{
+		/* The scanner died, or never started. */
 		shop_shared->scanning = false;
+		shop_shared->rescan = true;
+	}
 	due = !shop_shared->scanning &&
 		(shop_shared->rescan || TimestampDifferenceExceeds(shop_shared->scanned_at, now, SCAN_MS));
 	if (due)
