@@ -398,18 +398,14 @@ shop_stock_take(const ShopDemand *demands, int n)
 {
 	StockPicks	picks = {.picks = palloc(sizeof(StockPick) * (n + 4)),.allocated = n + 4};
 
-	for (int done = 0; done < n;)
+	for (int done = 0; done < n; done++)
 	{
 		int			first = count_first(demands + done, n - done);
-		int			taken = first > 0 ? take_first(demands + done, first, &picks) : 0;
 
-		done += taken;
-		if (taken < first)
-			take_waiting(&demands[done++], &picks);
-		else if (done < n && take_free(&demands[done]))
-			done++;
-		else if (done < n)
-			take_waiting(&demands[done++], &picks);
+		if (first > 0)
+			done += take_first(demands + done, first, &picks);
+		if (done < n && !take_free(&demands[done]))
+			take_waiting(&demands[done], &picks);
 	}
 	if (picks.n > 0)
 		subtract(&picks);

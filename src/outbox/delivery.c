@@ -57,7 +57,7 @@
 
 #define ENDPOINT_READY \
 	" FROM shop.endpoint WHERE endpoint_id = $1 AND NOT paused" \
-	" AND (builtin OR shop.is_home(system_identifier, database_oid)) FOR NO KEY UPDATE"
+	" AND shop.is_home(system_identifier, database_oid) FOR NO KEY UPDATE"
 
 static ShopQuery lock_endpoint = SHOP_QUERY("SELECT " ENDPOINT_COLUMNS ENDPOINT_READY, INT8OID);
 static ShopQuery lock_free_endpoint = SHOP_QUERY("SELECT " ENDPOINT_COLUMNS ENDPOINT_READY " SKIP LOCKED", INT8OID);

@@ -4,7 +4,8 @@
  *
  * An endpoint carries the system identifier and the database it was made in.
  * In a copy of the database these do not match, and nothing is delivered
- * until resume_endpoint() is called there.
+ * until resume_endpoint() is called there.  The built-in subscriber moves
+ * along by itself, but not before something happens in the copy: see relay.c.
  *
  * Locks: the endpoint row; SHOP_LOCK_RETENTION, shared, while one is made.
  */
@@ -76,6 +77,10 @@ static ShopQuery resume_endpoint = SHOP_QUERY(
 	" WHERE name = $1 AND NOT builtin",
 	TEXTOID, INT8OID, OIDOID);
 
+static ShopQuery lock_endpoint = SHOP_QUERY(
+	"SELECT FROM shop.endpoint WHERE name = $1 AND NOT builtin FOR UPDATE",
+	TEXTOID);
+
 static ShopQuery delete_endpoint = SHOP_QUERY(
 	"DELETE FROM shop.endpoint WHERE name = $1 AND NOT builtin",
 	TEXTOID);
@@ -104,11 +109,21 @@ this_database(void)
 	return shop_datum(ObjectIdGetDatum(MyDatabaseId));
 }
 
+/*
+ * Is the built-in subscriber there, and at home?  If not, this may be a
+ * database that is being restored, in which workers must not write.
+ */
+bool
+shop_endpoint_builtin_is_home(void)
+{
+	return shop_query(&find_builtin, NULL) > 0;
+}
+
 /* Sees to it that the built-in subscriber is there and at home. */
 void
 shop_endpoint_ensure_builtin(void)
 {
-	if (shop_query(&find_builtin, NULL) == 0)
+	if (!shop_endpoint_builtin_is_home())
 		shop_query(&insert_builtin, SHOP_VALUES(shop_text(GetUserNameFromId(GetUserId(), false)), here(),
 												this_database(), shop_time(shop_now())));
 }
@@ -277,11 +292,11 @@ shop_drop_endpoint(PG_FUNCTION_ARGS)
 
 	shop_write_verb("drop_endpoint()");
 	SPI_connect();
-	if (shop_query(&read_endpoint, SHOP_VALUES(shop_text(name))) == 0)
+	if (shop_query(&lock_endpoint, SHOP_VALUES(shop_text(name))) == 0)
 		refuse_unknown(name);
+	shop_query(&read_endpoint, SHOP_VALUES(shop_text(name)));
 	result = shop_current_row(fcinfo);
-	if (shop_query(&delete_endpoint, SHOP_VALUES(shop_text(name))) == 0)
-		refuse_unknown(name);
+	shop_query(&delete_endpoint, SHOP_VALUES(shop_text(name)));
 	SPI_finish();
 	return result;
 }

@@ -13,6 +13,7 @@ extern void shop_emit(const char *type, const char *aggregatetype, const char *a
 extern char *shop_json_time(TimestampTz time);
 
 /* endpoint.c */
+extern bool shop_endpoint_builtin_is_home(void);
 extern void shop_endpoint_ensure_builtin(void);
 
 /* delivery.c */

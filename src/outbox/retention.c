@@ -12,6 +12,7 @@
  */
 #include "outbox/outbox.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "query.h"
 
@@ -39,16 +40,16 @@ static ShopQuery clear_events = SHOP_QUERY(
 
 static ShopQuery cleared_so_far = SHOP_QUERY("SELECT coalesce(max(events), 0) FROM shop.outbox_cleared");
 
-/* Removes up to `limit` events; returns how many. */
+/* Removes up to `limit` events, at READ COMMITTED only; returns how many. */
 int64
 shop_outbox_clear(int limit)
 {
 	TimestampTz before = TimestampTzPlusMilliseconds(shop_now(), -(int64) shop_outbox_retention * 60 * 1000);
 	int64		cleared;
 
-	if (!shop_try_lock_xact(SHOP_LOCK_RETENTION, 0))
+	/* A snapshot from before the lock might not show the newest endpoint. */
+	if (IsolationUsesXactSnapshot() || !shop_try_lock_xact(SHOP_LOCK_RETENTION, 0))
 		return 0;
-	shop_endpoint_ensure_builtin();
 	shop_query(&cleared_so_far, NULL);
 	cleared = shop_fetch_int8(0, 1);
 	if (shop_query(&clear_events, SHOP_VALUES(shop_time(before), shop_int4(limit))) == 0)

@@ -67,9 +67,23 @@ merge_slots(void)
 	shop_process_commit();
 }
 
+static bool
+is_home(void)
+{
+	bool		home;
+
+	begin("looking around");
+	home = shop_endpoint_builtin_is_home();
+	shop_process_commit();
+	return home;
+}
+
+/* In a database that is being restored there is nothing to keep yet. */
 static long
 keeper_cycle(void)
 {
+	if (!is_home())
+		return (long) shop_popular_interval * 1000;
 	refresh_popular();
 	clear_outbox();
 	merge_slots();
@@ -98,6 +112,7 @@ shop_run_maintenance(PG_FUNCTION_ARGS)
 
 	shop_write_verb("run_maintenance()");
 	SPI_connect();
+	shop_endpoint_ensure_builtin();
 	cleared = shop_outbox_clear(CHUNK);
 	merged = shop_stock_merge(CHUNK);
 	SPI_finish();
