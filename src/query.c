@@ -4,10 +4,11 @@
  *
  * A plan is prepared at its first use in a backend and kept; it is stored
  * only after it was kept, so that an error in between leaves nothing half
- * made.  Plans are generic: every statement looks rows up by key, and a
- * planner that looked at the values could do no better.  PostgreSQL plans a
- * kept plan anew by itself when a table changes or the extension is dropped
- * and created again.
+ * made.  Plans are generic and go by index: every statement looks a few rows
+ * up by key, so neither the values nor the statistics could tell the planner
+ * more, and a table that was empty when it was last analyzed must not make it
+ * read the whole of it later.  PostgreSQL plans a kept plan anew by itself
+ * when a table changes or the extension is dropped and created again.
  *
  * Takes no locks of its own.
  */
@@ -18,6 +19,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 
 ShopValue
 shop_int8(int64 value)
@@ -112,15 +114,36 @@ prepare(ShopQuery *query)
 	query->plan = plan;
 }
 
+/*
+ * While a statement is planned, what reads whole tables is off; and so is JIT,
+ * which the price of a statement that has to would switch on.
+ */
+static void
+prefer_indexes(void)
+{
+	static const char *const off[] = {"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"};
+
+	for (size_t i = 0; i < lengthof(off); i++)
+		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}
+
 static uint64
 run(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_only)
 {
 	int			nargs = count_args(query);
 	SPIExecuteOptions options = {.read_only = read_only,.dest = dest};
+	bool		planned = query->plan != NULL && SPI_plan_is_valid(query->plan);
+	int			nest_level = 0;
 	int			rc;
 
 	if (query->plan == NULL)
 		prepare(query);
+	if (!planned)
+	{
+		/* An error ends the nest level with the transaction. */
+		nest_level = NewGUCNestLevel();
+		prefer_indexes();
+	}
 
 	options.params = makeParamList(nargs);
 	for (int i = 0; i < nargs; i++)
@@ -132,6 +155,8 @@ run(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_onl
 	rc = SPI_execute_plan_extended(query->plan, &options);
 	if (rc < 0)
 		elog(ERROR, "could not run \"%s\": %s", query->sql, SPI_result_code_string(rc));
+	if (!planned)
+		AtEOXact_GUC(true, nest_level);
 	return SPI_processed;
 }
 
