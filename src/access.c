@@ -5,15 +5,20 @@
  *
  * Every function of the schema stands in the table below, so that none is
  * granted, or forgotten, by accident.
+ *
+ * Locks: the view popular_products against a refresh.
  */
 #include "shop.h"
 
+#include "catalog/namespace.h"
 #include "error.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "query.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 
 typedef enum Access
 {
@@ -104,6 +109,14 @@ parse_access(const char *access)
 	shop_reject("access", "must be read, write or admin");
 }
 
+/* A refresh updates the view's row in pg_class, as GRANT does, which does not wait for it. */
+static void
+wait_for_refresh(void)
+{
+	LockRelationOid(get_relname_relid("popular_products", get_namespace_oid("shop", false)),
+					ShareUpdateExclusiveLock);
+}
+
 /* Grants what this access takes and what the ones below it do. */
 Datum
 shop_grant_access(PG_FUNCTION_ARGS)
@@ -117,6 +130,7 @@ shop_grant_access(PG_FUNCTION_ARGS)
 	shop_write_verb("grant_access()");
 
 	SPI_connect();
+	wait_for_refresh();
 	run_grant("USAGE", "SCHEMA", "shop", role);
 	for (size_t i = 0; i < lengthof(functions); i++)
 		if (functions[i].access <= access)

@@ -127,12 +127,19 @@ prefer_indexes(void)
 		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
+/* Does the statement have a plan, and are its tables what they were then? */
+bool
+shop_query_is_planned(const ShopQuery *query)
+{
+	return query->plan != NULL && SPI_plan_is_valid(query->plan);
+}
+
 static uint64
 run(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_only)
 {
 	int			nargs = count_args(query);
 	SPIExecuteOptions options = {.read_only = read_only,.dest = dest};
-	bool		planned = query->plan != NULL && SPI_plan_is_valid(query->plan);
+	bool		planned = shop_query_is_planned(query);
 	int			nest_level = 0;
 	int			rc;
 

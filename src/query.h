@@ -43,6 +43,7 @@ extern ShopValue shop_int4_array(const int32 *values, int n);
 
 /* All of these need SPI to be connected. */
 extern uint64 shop_query(ShopQuery *query, const ShopValue *values);
+extern bool shop_query_is_planned(const ShopQuery *query);
 extern uint64 shop_query_read(ShopQuery *query, const ShopValue *values);
 extern void shop_query_stream(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_only);
 

@@ -6,7 +6,8 @@
  * transaction has its xid: whoever later misses a number can tell from a
  * snapshot whether its transaction may still commit (see delivery.c).
  *
- * Takes no locks.  The relay is woken when the transaction has committed.
+ * Takes no locks, but for the first event of a database, which makes the
+ * built-in endpoint.  The relay is woken when the transaction has committed.
  */
 #include "outbox/outbox.h"
 
@@ -38,6 +39,7 @@ static void
 insert(const char *type, const char *aggregatetype, const char *aggregateid, Datum payload,
 	   int32 priority, TimestampTz now)
 {
+	shop_endpoint_expect_builtin();
 	(void) GetTopTransactionId();
 	shop_query(&insert_event,
 			   SHOP_VALUES(shop_text(type), shop_text(aggregatetype), shop_text(aggregateid),

@@ -4,13 +4,15 @@
  *
  * An endpoint carries the system identifier and the database it was made in.
  * In a copy of the database these do not match, and nothing is delivered
- * until resume_endpoint() is called there.  The built-in subscriber moves
- * along by itself, but not before something happens in the copy: see relay.c.
+ * until resume_endpoint() is called there.  The built-in subscriber is
+ * made, or brought home, by whoever writes the first event: workers leave a
+ * database alone in which it is not, as that may be one being restored.
  *
  * Locks: the endpoint row; SHOP_LOCK_RETENTION, shared, while one is made.
  */
 #include "outbox/outbox.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "error.h"
@@ -97,6 +99,10 @@ shop_is_home(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL((uint64) PG_GETARG_INT64(0) == GetSystemIdentifier() && PG_GETARG_OID(1) == MyDatabaseId);
 }
 
+/* Has a committed transaction of this backend seen the built-in subscriber?  Has this one? */
+static bool builtin_known;
+static bool builtin_ensured;
+
 static ShopValue
 here(void)
 {
@@ -109,14 +115,41 @@ this_database(void)
 	return shop_datum(ObjectIdGetDatum(MyDatabaseId));
 }
 
-/*
- * Is the built-in subscriber there, and at home?  If not, this may be a
- * database that is being restored, in which workers must not write.
- */
+/* Is the built-in subscriber there, and at home? */
 bool
 shop_endpoint_builtin_is_home(void)
 {
 	return shop_query(&find_builtin, NULL) > 0;
+}
+
+static void
+note_builtin(XactEvent event, void *arg)
+{
+	(void) arg;
+	if (event == XACT_EVENT_COMMIT)
+		builtin_known |= builtin_ensured;
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		builtin_ensured = false;
+}
+
+/*
+ * Called with every event: the first one of a backend sees to the built-in
+ * subscriber.  (If the extension is dropped and created again, the plan of
+ * the query goes stale.)
+ */
+void
+shop_endpoint_expect_builtin(void)
+{
+	static bool registered = false;
+
+	if (builtin_known && shop_query_is_planned(&find_builtin))
+		return;
+	if (!registered)
+		RegisterXactCallback(note_builtin, NULL);
+	registered = true;
+	builtin_known = false;
+	shop_endpoint_ensure_builtin();
+	builtin_ensured = true;
 }
 
 /* Sees to it that the built-in subscriber is there and at home. */

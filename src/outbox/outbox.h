@@ -15,6 +15,7 @@ extern char *shop_json_time(TimestampTz time);
 /* endpoint.c */
 extern bool shop_endpoint_builtin_is_home(void);
 extern void shop_endpoint_ensure_builtin(void);
+extern void shop_endpoint_expect_builtin(void);
 
 /* delivery.c */
 typedef struct ShopDelivered

@@ -18,9 +18,11 @@
 #include "storage/ipc.h"
 
 #define CHUNK 5000
+#define MAX_PAUSE_S 60
 
 /* What popular_products was last refreshed from; anything else at the start. */
 static int64 refreshed_version = -1;
+static TimestampTz refresh_at;
 
 SHOP_FUNCTION(shop_run_maintenance);
 
@@ -82,12 +84,19 @@ is_home(void)
 static long
 keeper_cycle(void)
 {
-	if (!is_home())
-		return (long) shop_popular_interval * 1000;
-	refresh_popular();
-	clear_outbox();
-	merge_slots();
-	return (long) shop_popular_interval * 1000;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (is_home())
+	{
+		if (refresh_at <= now)
+		{
+			refresh_popular();
+			refresh_at = TimestampTzPlusMilliseconds(now, (int64) shop_popular_interval * 1000);
+		}
+		clear_outbox();
+		merge_slots();
+	}
+	return (long) Min(shop_popular_interval, MAX_PAUSE_S) * 1000;
 }
 
 void

@@ -132,6 +132,7 @@ retire(ShopDatabase *database)
 	if (!running && database->stopped_by == 0)
 	{
 		database->database = InvalidOid;
+		pg_atomic_write_u32(&database->wake, 0);
 		for (int kind = 0; kind < SHOP_WORKER_KINDS; kind++)
 		{
 			database->workers[kind].failures = 0;

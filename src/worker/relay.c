@@ -7,10 +7,8 @@
  * for what no commit tells of: a prepared transaction that was committed, a
  * hole that can be closed.
  *
- * The built-in subscriber is made, or brought home into a copy of a database,
- * when a commit has woken the relay: then something happens here.  A relay
- * that starts in the middle of a restore finds no endpoint at home and leaves
- * everything alone.
+ * A relay that starts in the middle of a restore finds no endpoint at home and
+ * leaves everything alone.
  *
  * Locks: SHOP_LOCK_RELAY; in a batch, the endpoint row.
  */
@@ -40,13 +38,11 @@ begin(const char *activity)
 
 /* The endpoints there are, in memory that outlives the transaction. */
 static int64 *
-find_endpoints(bool woken, int *n)
+find_endpoints(int *n)
 {
 	static int64 *ids = NULL;
 
 	begin("looking for endpoints");
-	if (woken)
-		shop_endpoint_ensure_builtin();
 	*n = (int) shop_query(&list_endpoints, NULL);
 	ids = ids ? realloc(ids, sizeof(int64) * (*n + 1)) : malloc(sizeof(int64) * (*n + 1));
 	if (ids == NULL)
@@ -72,13 +68,13 @@ static long
 relay_cycle(void)
 {
 	TimestampTz next_at = DT_NOEND;
-	bool		woken;
 	bool		more;
 	int			n;
 	int64	   *ids;
 
-	woken = pg_atomic_exchange_u32(&my_database->wake, 0) != 0;
-	ids = find_endpoints(woken, &n);
+	pg_atomic_write_u32(&my_database->wake, 0);
+	pg_memory_barrier();
+	ids = find_endpoints(&n);
 	do
 	{
 		more = false;
