@@ -84,7 +84,8 @@ static ShopQuery lock_endpoint = SHOP_QUERY(
 	TEXTOID);
 
 static ShopQuery delete_endpoint = SHOP_QUERY(
-	"DELETE FROM shop.endpoint WHERE name = $1 AND NOT builtin",
+	"WITH gone AS (DELETE FROM shop.endpoint WHERE name = $1 AND NOT builtin RETURNING endpoint_id)"
+	" DELETE FROM shop.delivery d USING gone WHERE d.endpoint_id = gone.endpoint_id",
 	TEXTOID);
 
 SHOP_FUNCTION(shop_is_home);
