@@ -25,14 +25,14 @@ typedef enum Access
 	ACCESS_READ,
 	ACCESS_WRITE,
 	ACCESS_ADMIN,
-	ACCESS_OWNER				/* granted to nobody */
+	ACCESS_OWNER /* granted to nobody */
 } Access;
 
 static const struct
 {
 	const char *function;
-	Access		access;
-}			functions[] = {
+	Access access;
+} functions[] = {
 	{"charge_points", ACCESS_WRITE},
 	{"clock", ACCESS_READ},
 	{"create_endpoint", ACCESS_ADMIN},
@@ -74,8 +74,8 @@ static const struct
 static const struct
 {
 	const char *relation;
-	Access		access;
-}			relations[] = {
+	Access access;
+} relations[] = {
 	{"dead_letters", ACCESS_ADMIN},
 	{"endpoints", ACCESS_ADMIN},
 	{"outbox", ACCESS_ADMIN},
@@ -91,7 +91,7 @@ SHOP_FUNCTION(shop_grant_access);
 static void
 run_grant(const char *privilege, const char *kind, const char *name, const char *role)
 {
-	char	   *sql = psprintf("GRANT %s ON %s %s TO %s", privilege, kind, name, role);
+	char *sql = psprintf("GRANT %s ON %s %s TO %s", privilege, kind, name, role);
 
 	if (SPI_execute(sql, false, 0) != SPI_OK_UTILITY)
 		elog(ERROR, "could not run \"%s\"", sql);
@@ -113,15 +113,14 @@ parse_access(const char *access)
 static void
 wait_for_refresh(void)
 {
-	LockRelationOid(get_relname_relid("popular_products", get_namespace_oid("shop", false)),
-					ShareUpdateExclusiveLock);
+	LockRelationOid(get_relname_relid("popular_products", get_namespace_oid("shop", false)), ShareUpdateExclusiveLock);
 }
 
 /* Grants what this access takes and what the ones below it do. */
 Datum
 shop_grant_access(PG_FUNCTION_ARGS)
 {
-	Access		access;
+	Access access;
 	const char *role;
 
 	shop_arg_required(fcinfo, 0, "role");

@@ -32,8 +32,7 @@ static ShopQuery read_products = SHOP_QUERY(
 	INT8ARRAYOID, INT8ARRAYOID, INT4OID, INT4OID);
 
 static ShopQuery get_product = SHOP_QUERY(
-	"SELECT product_id, name, price, available, status FROM shop.products WHERE product_id = $1",
-	INT8OID);
+	"SELECT product_id, name, price, available, status FROM shop.products WHERE product_id = $1", INT8OID);
 
 static ShopQuery find_created = SHOP_QUERY(
 	"SELECT p.product_id, p.name, p.initial_price, m.quantity"
@@ -50,12 +49,10 @@ static ShopQuery insert_product = SHOP_QUERY(
 	TEXTOID, INT8OID, TIMESTAMPTZOID, TEXTOID);
 
 static ShopQuery update_price = SHOP_QUERY(
-	"UPDATE shop.product SET price = $2 WHERE product_id = $1",
-	INT8OID, INT8OID);
+	"UPDATE shop.product SET price = $2 WHERE product_id = $1", INT8OID, INT8OID);
 
 static ShopQuery update_status = SHOP_QUERY(
-	"UPDATE shop.product SET status = $2 WHERE product_id = $1",
-	INT8OID, TEXTOID);
+	"UPDATE shop.product SET status = $2 WHERE product_id = $1", INT8OID, TEXTOID);
 
 SHOP_FUNCTION(shop_create_product);
 SHOP_FUNCTION(shop_set_price);
@@ -86,12 +83,12 @@ static int64
 create_product(const char *key, const char *name, int64 price, int64 stock)
 {
 	TimestampTz now = shop_now();
-	int64		product_id;
+	int64 product_id;
 
 	if (find_replay(key, name, price, stock, &product_id))
 		return product_id;
-	if (shop_query(&insert_product,
-				   SHOP_VALUES(shop_text(name), shop_int8(price), shop_time(now), shop_text(key))) == 0)
+	if (shop_query(&insert_product, SHOP_VALUES(shop_text(name), shop_int8(price), shop_time(now), shop_text(key))) ==
+		0)
 	{
 		/* Another call with the key committed while we waited for it. */
 		if (!find_replay(key, name, price, stock, &product_id))
@@ -106,11 +103,11 @@ create_product(const char *key, const char *name, int64 price, int64 stock)
 Datum
 shop_create_product(PG_FUNCTION_ARGS)
 {
-	char	   *name = shop_arg_text(fcinfo, 0, "name");
-	int64		price = shop_arg_int64(fcinfo, 1, "price");
-	int64		stock = shop_arg_int64(fcinfo, 2, "stock");
-	char	   *key = shop_arg_key(fcinfo, 3);
-	int64		product_id;
+	char *name = shop_arg_text(fcinfo, 0, "name");
+	int64 price = shop_arg_int64(fcinfo, 1, "price");
+	int64 stock = shop_arg_int64(fcinfo, 2, "stock");
+	char *key = shop_arg_key(fcinfo, 3);
+	int64 product_id;
 
 	if (*name == '\0' || strlen(name) > 1000)
 		shop_reject("name", "must have 1 to 1000 bytes");
@@ -135,7 +132,7 @@ refuse_unknown(int64 product_id)
 static Datum
 change_product(FunctionCallInfo fcinfo, ShopQuery *update, int64 product_id, ShopValue value)
 {
-	Datum		result;
+	Datum result;
 
 	SPI_connect();
 	if (shop_query(update, SHOP_VALUES(shop_int8(product_id), value)) == 0)
@@ -149,8 +146,8 @@ change_product(FunctionCallInfo fcinfo, ShopQuery *update, int64 product_id, Sho
 Datum
 shop_set_price(PG_FUNCTION_ARGS)
 {
-	int64		product_id = shop_arg_int64(fcinfo, 0, "product_id");
-	int64		price = shop_arg_int64(fcinfo, 1, "price");
+	int64 product_id = shop_arg_int64(fcinfo, 0, "product_id");
+	int64 price = shop_arg_int64(fcinfo, 1, "price");
 
 	check_price(price);
 	shop_write_verb("set_price()");
@@ -160,11 +157,10 @@ shop_set_price(PG_FUNCTION_ARGS)
 Datum
 shop_set_product_status(PG_FUNCTION_ARGS)
 {
-	int64		product_id = shop_arg_int64(fcinfo, 0, "product_id");
-	char	   *status = shop_arg_text(fcinfo, 1, "status");
+	int64 product_id = shop_arg_int64(fcinfo, 0, "product_id");
+	char *status = shop_arg_text(fcinfo, 1, "status");
 
-	if (strcmp(status, "on_sale") != 0 && strcmp(status, "suspended") != 0 &&
-		strcmp(status, "discontinued") != 0)
+	if (strcmp(status, "on_sale") != 0 && strcmp(status, "suspended") != 0 && strcmp(status, "discontinued") != 0)
 		shop_reject("status", "must be on_sale, suspended or discontinued");
 	shop_write_verb("set_product_status()");
 	return change_product(fcinfo, &update_status, product_id, shop_text(status));
@@ -173,8 +169,8 @@ shop_set_product_status(PG_FUNCTION_ARGS)
 Datum
 shop_get_product(PG_FUNCTION_ARGS)
 {
-	int64		product_id = shop_arg_int64(fcinfo, 0, "product_id");
-	Datum		result;
+	int64 product_id = shop_arg_int64(fcinfo, 0, "product_id");
+	Datum result;
 
 	if (!shop_return_row(fcinfo, &get_product, SHOP_VALUES(shop_int8(product_id)), &result))
 		refuse_unknown(product_id);
@@ -184,8 +180,8 @@ shop_get_product(PG_FUNCTION_ARGS)
 static int
 compare_product(const void *a, const void *b)
 {
-	int64		x = ((const ShopProduct *) a)->product_id;
-	int64		y = ((const ShopProduct *) b)->product_id;
+	int64 x = ((const ShopProduct *) a)->product_id;
+	int64 y = ((const ShopProduct *) b)->product_id;
 
 	return x < y ? -1 : x > y;
 }
@@ -197,9 +193,9 @@ compare_product(const void *a, const void *b)
 void
 shop_catalog_read(ShopProduct *products, int n)
 {
-	int64	   *ids = palloc(sizeof(int64) * n);
-	int64	   *quantities = palloc(sizeof(int64) * n);
-	uint64		found;
+	int64 *ids = palloc(sizeof(int64) * n);
+	int64 *quantities = palloc(sizeof(int64) * n);
+	uint64 found;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -207,9 +203,8 @@ shop_catalog_read(ShopProduct *products, int n)
 		quantities[i] = products[i].quantity;
 		products[i].found = false;
 	}
-	found = shop_query(&read_products,
-					   SHOP_VALUES(shop_int8_array(ids, n), shop_int8_array(quantities, n),
-								   shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(shop_stock_own_slot())));
+	found = shop_query(&read_products, SHOP_VALUES(shop_int8_array(ids, n), shop_int8_array(quantities, n),
+										   shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(shop_stock_own_slot())));
 	for (uint64 row = 0; row < found; row++)
 	{
 		ShopProduct key = {.product_id = shop_fetch_int8(row, 1)};

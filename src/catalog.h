@@ -9,16 +9,16 @@
 
 typedef struct ShopProduct
 {
-	int64		product_id;
-	int64		quantity;		/* asked for */
-	bool		found;
-	bool		on_sale;
-	char	   *status;
-	int64		price;
-	int32		slot;			/* the nearest slot with that many units, or -1 */
-	int64		available;		/* where there is none: the units of all slots */
+	int64 product_id;
+	int64 quantity; /* asked for */
+	bool found;
+	bool on_sale;
+	char *status;
+	int64 price;
+	int32 slot;		 /* the nearest slot with that many units, or -1 */
+	int64 available; /* where there is none: the units of all slots */
 } ShopProduct;
 
 extern void shop_catalog_read(ShopProduct *products, int n);
 
-#endif							/* SHOP_CATALOG_H */
+#endif /* SHOP_CATALOG_H */

@@ -21,8 +21,7 @@
 
 /* May this role call this function? */
 #if PG_VERSION_NUM >= 160000
-#define SHOP_MAY_EXECUTE(proc, role) \
-	(object_aclcheck(ProcedureRelationId, (proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
+#define SHOP_MAY_EXECUTE(proc, role) (object_aclcheck(ProcedureRelationId, (proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
 #else
 #define SHOP_MAY_EXECUTE(proc, role) (pg_proc_aclcheck((proc), (role), ACL_EXECUTE) == ACLCHECK_OK)
 #endif
@@ -37,7 +36,7 @@
 /* DecodeDateTime() got an argument for details that we do not want. */
 #if PG_VERSION_NUM >= 160000
 #define SHOP_DECODE_DATETIME(field, ftype, nf, dtype, tm, fsec, tz) \
-	DecodeDateTime((field), (ftype), (nf), (dtype), (tm), (fsec), (tz), &(DateTimeErrorExtra) {0})
+	DecodeDateTime((field), (ftype), (nf), (dtype), (tm), (fsec), (tz), &(DateTimeErrorExtra){0})
 #else
 #define SHOP_DECODE_DATETIME(field, ftype, nf, dtype, tm, fsec, tz) \
 	DecodeDateTime((field), (ftype), (nf), (dtype), (tm), (fsec), (tz))
@@ -72,4 +71,4 @@
 #define SHOP_MY_PROC_NUMBER() (MyProc->pgprocno)
 #endif
 
-#endif							/* SHOP_COMPAT_H */
+#endif /* SHOP_COMPAT_H */

@@ -20,8 +20,8 @@ typedef struct ShopError
 {
 	const char *sqlstate;
 	const char *condition;
-	int			http_status;
-	bool		retryable;		/* may the same call succeed later? */
+	int http_status;
+	bool retryable; /* may the same call succeed later? */
 	const char *message;
 	const char *hint;
 	const char *meaning;
@@ -29,85 +29,57 @@ typedef struct ShopError
 
 /* Refusals, indexed by ShopCondition. */
 static const ShopError refusals[] = {
-	{"SH001", "product_not_found", 404, false,
-		"product does not exist",
-		"Look the product up in shop.products.",
-	"a product_id is unknown"},
-	{"SH002", "product_not_on_sale", 409, true,
-		"product is not on sale",
+	{"SH001", "product_not_found", 404, false, "product does not exist", "Look the product up in shop.products.",
+		"a product_id is unknown"},
+	{"SH002", "product_not_on_sale", 409, true, "product is not on sale",
 		"Leave the product out, or put it on sale with shop.set_product_status().",
-	"a product is suspended or discontinued"},
-	{"SH003", "insufficient_stock", 409, true,
-		"not enough units in stock",
-		"Ask for fewer units, or try again after a restock.",
-	"fewer units are available than asked for"},
-	{"SH101", "insufficient_points", 402, true,
-		"not enough points",
-		"Charge points with shop.charge_points() and try again.",
-	"the user's balance does not cover the amount"},
-	{"SH102", "charge_below_minimum", 422, false,
-		"charge is below the minimum",
-		"Charge at least shop.min_charge points.",
-	"a charge is smaller than shop.min_charge"},
-	{"SH103", "balance_limit_exceeded", 409, true,
-		"balance would exceed the limit",
-		"Charge less, or raise shop.max_balance.",
-	"a charge would take the balance above shop.max_balance"},
-	{"SH201", "order_not_found", 404, false,
-		"order does not exist",
-		"Look the order up with shop.order_history().",
-	"an order_id is unknown"},
-	{"SH202", "price_changed", 409, false,
-		"total differs from the expected total",
-		"Show the customer the new total and place the order with it.",
-	"the prices are not those the caller expected"},
-	{"SH203", "idempotency_key_reused", 422, false,
-		"idempotency key was used with other arguments",
+		"a product is suspended or discontinued"},
+	{"SH003", "insufficient_stock", 409, true, "not enough units in stock",
+		"Ask for fewer units, or try again after a restock.", "fewer units are available than asked for"},
+	{"SH101", "insufficient_points", 402, true, "not enough points",
+		"Charge points with shop.charge_points() and try again.", "the user's balance does not cover the amount"},
+	{"SH102", "charge_below_minimum", 422, false, "charge is below the minimum",
+		"Charge at least shop.min_charge points.", "a charge is smaller than shop.min_charge"},
+	{"SH103", "balance_limit_exceeded", 409, true, "balance would exceed the limit",
+		"Charge less, or raise shop.max_balance.", "a charge would take the balance above shop.max_balance"},
+	{"SH201", "order_not_found", 404, false, "order does not exist", "Look the order up with shop.order_history().",
+		"an order_id is unknown"},
+	{"SH202", "price_changed", 409, false, "total differs from the expected total",
+		"Show the customer the new total and place the order with it.", "the prices are not those the caller expected"},
+	{"SH203", "idempotency_key_reused", 422, false, "idempotency key was used with other arguments",
 		"Use a new key for a new request, and the same arguments to repeat one.",
-	"the key belongs to a call with other arguments"},
-	{"SH301", "coupon_not_found", 404, false,
-		"coupon does not exist",
-		"Look the user's coupons up.",
-	"a coupon_id is unknown, or the coupon is another user's"},
-	{"SH401", "endpoint_not_found", 404, false,
-		"endpoint does not exist",
-		"Look the endpoint up in shop.endpoints.",
-	"no endpoint has this name"},
-	{"SH402", "endpoint_already_exists", 409, false,
-		"endpoint already exists",
-		"Choose another name, or drop the endpoint first.",
-	"an endpoint with this name is already there"},
-	{"SH403", "dead_letter_not_found", 404, false,
-		"dead letter does not exist",
-		"Look the event up in shop.dead_letters.",
-	"the endpoint has not given up on an event with this id"},
+		"the key belongs to a call with other arguments"},
+	{"SH301", "coupon_not_found", 404, false, "coupon does not exist", "Look the user's coupons up.",
+		"a coupon_id is unknown, or the coupon is another user's"},
+	{"SH401", "endpoint_not_found", 404, false, "endpoint does not exist", "Look the endpoint up in shop.endpoints.",
+		"no endpoint has this name"},
+	{"SH402", "endpoint_already_exists", 409, false, "endpoint already exists",
+		"Choose another name, or drop the endpoint first.", "an endpoint with this name is already there"},
+	{"SH403", "dead_letter_not_found", 404, false, "dead letter does not exist",
+		"Look the event up in shop.dead_letters.", "the endpoint has not given up on an event with this id"},
 };
 StaticAssertDecl(lengthof(refusals) == SHOP_NO_REFUSAL, "refusals[] must match ShopCondition");
 
 /* What else a caller can meet; raised by PostgreSQL or by shop_reject(). */
 static const ShopError others[] = {
-	{"0A000", "feature_not_supported", 501, false, NULL, NULL,
-	"this build cannot deliver to an endpoint of this kind"},
-	{"22003", "numeric_value_out_of_range", 422, false, NULL, NULL,
-	"a sum or a product of the arguments is too large"},
-	{"22004", "null_value_not_allowed", 400, false, NULL, NULL,
-	"an argument that is needed is NULL"},
+	{"0A000", "feature_not_supported", 501, false, NULL, NULL, "this build cannot deliver to an endpoint of this kind"},
+	{"22003", "numeric_value_out_of_range", 422, false, NULL, NULL, "a sum or a product of the arguments is too large"},
+	{"22004", "null_value_not_allowed", 400, false, NULL, NULL, "an argument that is needed is NULL"},
 	{"22023", "invalid_parameter_value", 400, false, NULL, NULL,
-	"an argument is malformed or out of its range; the detail names it"},
+		"an argument is malformed or out of its range; the detail names it"},
 	{"25006", "read_only_sql_transaction", 405, false, NULL, NULL,
-	"a write verb was called in a read-only transaction or on a standby"},
+		"a write verb was called in a read-only transaction or on a standby"},
 	{"40001", "serialization_failure", 503, true, NULL, NULL,
-	"REPEATABLE READ and SERIALIZABLE only: run the transaction again"},
+		"REPEATABLE READ and SERIALIZABLE only: run the transaction again"},
 	{"40P01", "deadlock_detected", 503, true, NULL, NULL,
-	"locks of the caller's own transaction were taken in opposite orders: run it again"},
+		"locks of the caller's own transaction were taken in opposite orders: run it again"},
 	{"42501", "insufficient_privilege", 403, false, NULL, NULL,
-	"the role has not been granted access with shop.grant_access()"},
+		"the role has not been granted access with shop.grant_access()"},
 	{"55000", "object_not_in_prerequisite_state", 409, false, NULL, NULL,
-	"the extension cannot be dropped while there are orders"},
-	{"55P03", "lock_not_available", 503, true, NULL, NULL,
-	"lock_timeout ran out; nothing was done"},
+		"the extension cannot be dropped while there are orders"},
+	{"55P03", "lock_not_available", 503, true, NULL, NULL, "lock_timeout ran out; nothing was done"},
 	{"57014", "query_canceled", 503, true, NULL, NULL,
-	"statement_timeout ran out or the call was cancelled; nothing was done"},
+		"statement_timeout ran out or the call was cancelled; nothing was done"},
 };
 
 SHOP_FUNCTION(shop_error_codes);
@@ -115,11 +87,9 @@ SHOP_FUNCTION(shop_error_codes);
 static void
 put_error(ReturnSetInfo *result, const ShopError *e)
 {
-	Datum		values[5] = {
-		CStringGetTextDatum(e->sqlstate), CStringGetTextDatum(e->condition),
-		Int32GetDatum(e->http_status), BoolGetDatum(e->retryable), CStringGetTextDatum(e->meaning)
-	};
-	bool		nulls[5] = {false, false, false, false, false};
+	Datum values[5] = {CStringGetTextDatum(e->sqlstate), CStringGetTextDatum(e->condition),
+		Int32GetDatum(e->http_status), BoolGetDatum(e->retryable), CStringGetTextDatum(e->meaning)};
+	bool nulls[5] = {false, false, false, false, false};
 
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 }
@@ -163,8 +133,8 @@ format_detail(const char *format, va_list args)
 	initStringInfo(&buf);
 	for (;;)
 	{
-		va_list		copy;
-		int			needed;
+		va_list copy;
+		int needed;
 
 		va_copy(copy, args);
 		needed = appendStringInfoVA(&buf, format, copy);
@@ -180,7 +150,7 @@ ShopRefusal
 shop_refusal(ShopCondition condition, const char *detail, ...)
 {
 	ShopRefusal refusal = {.condition = condition};
-	va_list		args;
+	va_list args;
 
 	va_start(args, detail);
 	refusal.detail = format_detail(detail, args);
@@ -194,17 +164,14 @@ shop_raise(ShopRefusal refusal)
 	const ShopError *e = &refusals[refusal.condition];
 
 	ereport(ERROR,
-			(errcode(sqlstate_of(e)),
-			 errmsg("%s", e->message),
-			 errdetail("%s", refusal.detail),
-			 errhint("%s", e->hint)));
+		(errcode(sqlstate_of(e)), errmsg("%s", e->message), errdetail("%s", refusal.detail), errhint("%s", e->hint)));
 }
 
 void
 shop_refuse(ShopCondition condition, const char *detail, ...)
 {
 	ShopRefusal refusal = {.condition = condition};
-	va_list		args;
+	va_list args;
 
 	va_start(args, detail);
 	refusal.detail = format_detail(detail, args);
@@ -216,34 +183,30 @@ shop_refuse(ShopCondition condition, const char *detail, ...)
 void
 shop_reject(const char *argument, const char *message, ...)
 {
-	va_list		args;
-	char	   *text;
+	va_list args;
+	char *text;
 
 	va_start(args, message);
 	text = format_detail(message, args);
 	va_end(args);
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("%s %s", argument, text),
-			 errdetail("{\"argument\": \"%s\"}", argument),
-			 errhint("See the comment on the function for what the argument takes.")));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s %s", argument, text),
+					   errdetail("{\"argument\": \"%s\"}", argument),
+					   errhint("See the comment on the function for what the argument takes.")));
 }
 
 /* Bad input in element `position` of items, from 1. */
 void
 shop_reject_item(int position, const char *message, ...)
 {
-	va_list		args;
-	char	   *text;
+	va_list args;
+	char *text;
 
 	va_start(args, message);
 	text = format_detail(message, args);
 	va_end(args);
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("items element %d %s", position, text),
-			 errdetail("{\"argument\": \"items\", \"position\": %d}", position),
-			 errhint("An element is an object such as {\"product_id\": 1, \"quantity\": 2}.")));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("items element %d %s", position, text),
+					   errdetail("{\"argument\": \"items\", \"position\": %d}", position),
+					   errhint("An element is an object such as {\"product_id\": 1, \"quantity\": 2}.")));
 }
 
 /* Quoted and escaped, ready to stand in a JSON text. */
@@ -261,11 +224,8 @@ void
 shop_arg_required(FunctionCallInfo fcinfo, int n, const char *name)
 {
 	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null", name),
-				 errdetail("{\"argument\": \"%s\"}", name),
-				 errhint("Pass a value for the argument.")));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", name),
+						   errdetail("{\"argument\": \"%s\"}", name), errhint("Pass a value for the argument.")));
 }
 
 int64
@@ -299,8 +259,8 @@ shop_arg_text_or_null(FunctionCallInfo fcinfo, int n)
 char *
 shop_arg_key(FunctionCallInfo fcinfo, int n)
 {
-	char	   *key = shop_arg_text_or_null(fcinfo, n);
-	size_t		length;
+	char *key = shop_arg_text_or_null(fcinfo, n);
+	size_t length;
 
 	if (key == NULL)
 		return NULL;
@@ -320,8 +280,8 @@ shop_arg_key(FunctionCallInfo fcinfo, int n)
 bool
 shop_parse_integer(Numeric number, int64 *result)
 {
-	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
-	char	   *end;
+	char *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
+	char *end;
 
 	errno = 0;
 	*result = strtoi64(text, &end, 10);
@@ -336,7 +296,7 @@ shop_parse_integer(Numeric number, int64 *result)
 int32
 shop_arg_limit(FunctionCallInfo fcinfo, int n)
 {
-	int32		limit = PG_ARGISNULL(n) ? 50 : PG_GETARG_INT32(n);
+	int32 limit = PG_ARGISNULL(n) ? 50 : PG_GETARG_INT32(n);
 
 	if (limit < 1 || limit > 1000)
 		shop_reject("limit", "must be between 1 and 1000");

@@ -25,24 +25,26 @@ typedef enum ShopCondition
 	SHOP_ENDPOINT_NOT_FOUND,
 	SHOP_ENDPOINT_ALREADY_EXISTS,
 	SHOP_DEAD_LETTER_NOT_FOUND,
-	SHOP_NO_REFUSAL				/* not a refusal: all is well */
+	SHOP_NO_REFUSAL /* not a refusal: all is well */
 } ShopCondition;
 
 /* A refusal found but not raised yet; detail is a JSON object. */
 typedef struct ShopRefusal
 {
 	ShopCondition condition;
-	char	   *detail;
+	char *detail;
 } ShopRefusal;
 
 #define SHOP_IS_REFUSAL(sqlstate) (ERRCODE_TO_CATEGORY(sqlstate) == MAKE_SQLSTATE('S', 'H', '0', '0', '0'))
 
 extern ShopRefusal shop_refusal(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3);
 extern void shop_raise(ShopRefusal refusal) pg_attribute_noreturn();
-extern void shop_refuse(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3) pg_attribute_noreturn();
+extern void shop_refuse(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3)
+	pg_attribute_noreturn();
 extern const char *shop_condition_name(int sqlstate);
 
-extern void shop_reject(const char *argument, const char *message, ...) pg_attribute_printf(2, 3) pg_attribute_noreturn();
+extern void shop_reject(const char *argument, const char *message, ...) pg_attribute_printf(2, 3)
+	pg_attribute_noreturn();
 extern void shop_reject_item(int position, const char *message, ...) pg_attribute_printf(2, 3) pg_attribute_noreturn();
 extern char *shop_json_string(const char *text);
 
@@ -56,4 +58,4 @@ extern char *shop_arg_key(FunctionCallInfo fcinfo, int n);
 extern int32 shop_arg_limit(FunctionCallInfo fcinfo, int n);
 extern bool shop_parse_integer(Numeric number, int64 *result);
 
-#endif							/* SHOP_ERROR_H */
+#endif /* SHOP_ERROR_H */

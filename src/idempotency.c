@@ -12,8 +12,8 @@
 void
 shop_key_reused(const char *key, const char *argument)
 {
-	shop_refuse(SHOP_IDEMPOTENCY_KEY_REUSED, "{\"idempotency_key\": %s, \"argument\": \"%s\"}",
-				shop_json_string(key), argument);
+	shop_refuse(SHOP_IDEMPOTENCY_KEY_REUSED, "{\"idempotency_key\": %s, \"argument\": \"%s\"}", shop_json_string(key),
+		argument);
 }
 
 void
@@ -24,8 +24,8 @@ shop_same_int64(const char *key, const char *argument, int64 first, int64 now)
 }
 
 void
-shop_same_int64_or_null(const char *key, const char *argument,
-						int64 first, bool first_isnull, int64 now, bool now_isnull)
+shop_same_int64_or_null(
+	const char *key, const char *argument, int64 first, bool first_isnull, int64 now, bool now_isnull)
 {
 	if (first_isnull != now_isnull || (!first_isnull && first != now))
 		shop_key_reused(key, argument);

@@ -23,16 +23,13 @@
 #include "query.h"
 
 static ShopQuery lock_free_account = SHOP_QUERY(
-	"SELECT balance FROM shop.account WHERE user_id = $1 FOR NO KEY UPDATE SKIP LOCKED",
-	INT8OID);
+	"SELECT balance FROM shop.account WHERE user_id = $1 FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
 
 static ShopQuery lock_account = SHOP_QUERY(
-	"SELECT balance FROM shop.account WHERE user_id = $1 FOR NO KEY UPDATE",
-	INT8OID);
+	"SELECT balance FROM shop.account WHERE user_id = $1 FOR NO KEY UPDATE", INT8OID);
 
 static ShopQuery open_account = SHOP_QUERY(
-	"INSERT INTO shop.account (user_id, balance) VALUES ($1, 0) ON CONFLICT DO NOTHING",
-	INT8OID);
+	"INSERT INTO shop.account (user_id, balance) VALUES ($1, 0) ON CONFLICT DO NOTHING", INT8OID);
 
 static ShopQuery post = SHOP_QUERY(
 	"WITH account AS"
@@ -43,14 +40,11 @@ static ShopQuery post = SHOP_QUERY(
 	" RETURNING entry_id, balance",
 	INT8OID, INT8OID, TEXTOID, TEXTOID, INT8OID, TEXTOID, TIMESTAMPTZOID);
 
-static ShopQuery find_entry = SHOP_QUERY(
-	"SELECT entry_id, amount, balance, reason FROM shop.point_entry"
-	" WHERE user_id = $1 AND kind = $2 AND idempotency_key = $3",
+static ShopQuery find_entry = SHOP_QUERY("SELECT entry_id, amount, balance, reason FROM shop.point_entry"
+										 " WHERE user_id = $1 AND kind = $2 AND idempotency_key = $3",
 	INT8OID, TEXTOID, TEXTOID);
 
-static ShopQuery read_balance = SHOP_QUERY(
-	"SELECT balance FROM shop.account WHERE user_id = $1",
-	INT8OID);
+static ShopQuery read_balance = SHOP_QUERY("SELECT balance FROM shop.account WHERE user_id = $1", INT8OID);
 
 static ShopQuery read_history = SHOP_QUERY(
 	"SELECT entry_id, amount, balance, kind, reason, order_id, created_at FROM shop.point_entry"
@@ -67,14 +61,14 @@ typedef struct PointCall
 {
 	const char *kind;
 	const char *event_type;
-	int64		user_id;
-	int64		asked;			/* the amount as the caller gave it */
-	int64		amount;			/* the same, negative where points are used */
+	int64 user_id;
+	int64 asked;  /* the amount as the caller gave it */
+	int64 amount; /* the same, negative where points are used */
 	const char *reason;
 	const char *key;
-	int64		entry_id;
-	int64		balance;
-	bool		replayed;
+	int64 entry_id;
+	int64 balance;
+	bool replayed;
 } PointCall;
 
 /*
@@ -85,7 +79,7 @@ ShopAccount
 shop_account_lock(int64 user_id)
 {
 	ShopAccount account = {.user_id = user_id};
-	ShopValue	user[] = {shop_int8(user_id)};
+	ShopValue user[] = {shop_int8(user_id)};
 
 	account.exists = shop_query(&lock_free_account, user) > 0;
 	if (!account.exists)
@@ -109,8 +103,8 @@ shop_account_lock(int64 user_id)
  * returns entry_id.  The account is locked; it is opened if need be.
  */
 int64
-shop_account_post(ShopAccount *account, int64 amount, const char *kind, const char *reason,
-				  const int64 *order_id, const char *key, TimestampTz now)
+shop_account_post(ShopAccount *account, int64 amount, const char *kind, const char *reason, const int64 *order_id,
+	const char *key, TimestampTz now)
 {
 	if (!account->exists)
 	{
@@ -119,9 +113,9 @@ shop_account_post(ShopAccount *account, int64 amount, const char *kind, const ch
 			elog(ERROR, "account of a locked user is there already");
 		account->exists = true;
 	}
-	if (shop_query(&post, SHOP_VALUES(shop_int8(account->user_id), shop_int8(amount), shop_text(kind),
-									  shop_text(reason), order_id ? shop_int8(*order_id) : shop_null(),
-									  shop_text(key), shop_time(now))) != 1)
+	if (shop_query(
+			&post, SHOP_VALUES(shop_int8(account->user_id), shop_int8(amount), shop_text(kind), shop_text(reason),
+					   order_id ? shop_int8(*order_id) : shop_null(), shop_text(key), shop_time(now))) != 1)
 		elog(ERROR, "balance of a locked account does not cover its debit");
 	account->balance = shop_fetch_int8(0, 2);
 	return shop_fetch_int8(0, 1);
@@ -131,9 +125,8 @@ shop_account_post(ShopAccount *account, int64 amount, const char *kind, const ch
 static bool
 find_replay(PointCall *call)
 {
-	if (call->key == NULL ||
-		shop_query(&find_entry, SHOP_VALUES(shop_int8(call->user_id), shop_text(call->kind),
-											shop_text(call->key))) == 0)
+	if (call->key == NULL || shop_query(&find_entry, SHOP_VALUES(shop_int8(call->user_id), shop_text(call->kind),
+														 shop_text(call->key))) == 0)
 		return false;
 	shop_same_int64(call->key, "amount", shop_fetch_int8(0, 2), call->amount);
 	shop_same_text(call->key, "reason", shop_fetch_text(0, 4), call->reason);
@@ -146,16 +139,17 @@ find_replay(PointCall *call)
 static void
 check_charge(const PointCall *call, const ShopAccount *account)
 {
-	int64		limit = (int64) shop_max_balance;
-	int64		balance;
+	int64 limit = (int64) shop_max_balance;
+	int64 balance;
 
 	if (call->amount < shop_min_charge)
-		shop_refuse(SHOP_CHARGE_BELOW_MINIMUM,
-					"{\"amount\": " INT64_FORMAT ", \"minimum\": %d}", call->amount, shop_min_charge);
+		shop_refuse(SHOP_CHARGE_BELOW_MINIMUM, "{\"amount\": " INT64_FORMAT ", \"minimum\": %d}", call->amount,
+			shop_min_charge);
 	if (pg_add_s64_overflow(account->balance, call->amount, &balance) || balance > limit)
 		shop_refuse(SHOP_BALANCE_LIMIT_EXCEEDED,
-					"{\"user_id\": " INT64_FORMAT ", \"balance\": " INT64_FORMAT ", \"amount\": " INT64_FORMAT ", \"limit\": " INT64_FORMAT "}",
-					call->user_id, account->balance, call->amount, limit);
+			"{\"user_id\": " INT64_FORMAT ", \"balance\": " INT64_FORMAT ", \"amount\": " INT64_FORMAT
+			", \"limit\": " INT64_FORMAT "}",
+			call->user_id, account->balance, call->amount, limit);
 }
 
 static void
@@ -163,23 +157,22 @@ check_use(const PointCall *call, const ShopAccount *account)
 {
 	if (account->balance < call->asked)
 		shop_refuse(SHOP_INSUFFICIENT_POINTS,
-					"{\"user_id\": " INT64_FORMAT ", \"required\": " INT64_FORMAT ", \"balance\": " INT64_FORMAT "}",
-					call->user_id, call->asked, account->balance);
+			"{\"user_id\": " INT64_FORMAT ", \"required\": " INT64_FORMAT ", \"balance\": " INT64_FORMAT "}",
+			call->user_id, call->asked, account->balance);
 }
 
 static void
 emit_points(const PointCall *call, TimestampTz now)
 {
-	char		user[32];
+	char user[32];
 
 	snprintf(user, sizeof(user), INT64_FORMAT, call->user_id);
 	shop_emit(call->event_type, "account", user,
-			  psprintf("{\"entry_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"amount\": " INT64_FORMAT
-					   ", \"balance\": " INT64_FORMAT ", \"reason\": %s, \"currency\": \"%s\", \"created_at\": \"%s\"}",
-					   call->entry_id, call->user_id, call->amount, call->balance,
-					   call->reason ? shop_json_string(call->reason) : "null",
-					   shop_currency, shop_json_time(now)),
-			  now);
+		psprintf("{\"entry_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"amount\": " INT64_FORMAT
+				 ", \"balance\": " INT64_FORMAT ", \"reason\": %s, \"currency\": \"%s\", \"created_at\": \"%s\"}",
+			call->entry_id, call->user_id, call->amount, call->balance,
+			call->reason ? shop_json_string(call->reason) : "null", shop_currency, shop_json_time(now)),
+		now);
 }
 
 static void
@@ -213,14 +206,13 @@ run_call(FunctionCallInfo fcinfo, PointCall *call)
 	book(call);
 	SPI_finish();
 	return shop_form_row(fcinfo, SHOP_VALUES(shop_int8(call->entry_id), shop_int8(call->user_id),
-											 shop_int8(call->amount), shop_int8(call->balance),
-											 shop_bool(call->replayed)));
+									 shop_int8(call->amount), shop_int8(call->balance), shop_bool(call->replayed)));
 }
 
 Datum
 shop_charge_points(PG_FUNCTION_ARGS)
 {
-	PointCall	call = {.kind = "charge",.event_type = "points.charged"};
+	PointCall call = {.kind = "charge", .event_type = "points.charged"};
 
 	call.user_id = shop_arg_int64(fcinfo, 0, "user_id");
 	call.asked = shop_arg_int64(fcinfo, 1, "amount");
@@ -233,7 +225,7 @@ shop_charge_points(PG_FUNCTION_ARGS)
 Datum
 shop_use_points(PG_FUNCTION_ARGS)
 {
-	PointCall	call = {.kind = "use",.event_type = "points.used"};
+	PointCall call = {.kind = "use", .event_type = "points.used"};
 
 	call.user_id = shop_arg_int64(fcinfo, 0, "user_id");
 	call.asked = shop_arg_int64(fcinfo, 1, "amount");
@@ -249,8 +241,8 @@ shop_use_points(PG_FUNCTION_ARGS)
 Datum
 shop_point_balance(PG_FUNCTION_ARGS)
 {
-	int64		user_id = shop_arg_int64(fcinfo, 0, "user_id");
-	int64		balance;
+	int64 user_id = shop_arg_int64(fcinfo, 0, "user_id");
+	int64 balance;
 
 	SPI_connect();
 	balance = shop_query_read(&read_balance, SHOP_VALUES(shop_int8(user_id))) > 0 ? shop_fetch_int8(0, 1) : 0;
@@ -261,11 +253,10 @@ shop_point_balance(PG_FUNCTION_ARGS)
 Datum
 shop_point_history(PG_FUNCTION_ARGS)
 {
-	int64		user_id = shop_arg_int64(fcinfo, 0, "user_id");
-	int64		before = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
-	int32		limit = shop_arg_limit(fcinfo, 2);
+	int64 user_id = shop_arg_int64(fcinfo, 0, "user_id");
+	int64 before = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
+	int32 limit = shop_arg_limit(fcinfo, 2);
 
-	(void) shop_return_set(fcinfo, &read_history,
-						   SHOP_VALUES(shop_int8(user_id), shop_int8(before), shop_int4(limit)));
+	(void) shop_return_set(fcinfo, &read_history, SHOP_VALUES(shop_int8(user_id), shop_int8(before), shop_int4(limit)));
 	return (Datum) 0;
 }

@@ -9,14 +9,14 @@
 
 typedef struct ShopAccount
 {
-	int64		user_id;
-	int64		balance;		/* 0 without an account */
-	bool		exists;
-	bool		waited;			/* did the lock have to be waited for? */
+	int64 user_id;
+	int64 balance; /* 0 without an account */
+	bool exists;
+	bool waited; /* did the lock have to be waited for? */
 } ShopAccount;
 
 extern ShopAccount shop_account_lock(int64 user_id);
 extern int64 shop_account_post(ShopAccount *account, int64 amount, const char *kind, const char *reason,
-							   const int64 *order_id, const char *key, TimestampTz now);
+	const int64 *order_id, const char *key, TimestampTz now);
 
-#endif							/* SHOP_POINTS_H */
+#endif /* SHOP_POINTS_H */

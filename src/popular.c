@@ -64,7 +64,7 @@ shop_popular_refresh(void)
 	/* A restored view may never have been filled; CONCURRENTLY cannot do that. */
 	shop_query(&is_populated, NULL);
 	refresh = shop_fetch_bool(0, 1) ? "REFRESH MATERIALIZED VIEW CONCURRENTLY shop.popular_products"
-		: "REFRESH MATERIALIZED VIEW shop.popular_products";
+									: "REFRESH MATERIALIZED VIEW shop.popular_products";
 	if (SPI_execute(refresh, false, 0) != SPI_OK_UTILITY)
 		elog(ERROR, "could not refresh popular_products");
 }
@@ -94,7 +94,7 @@ shop_refresh_popular_products(PG_FUNCTION_ARGS)
 Datum
 shop_top_products(PG_FUNCTION_ARGS)
 {
-	int32		n = shop_arg_int32(fcinfo, 0, "n");
+	int32 n = shop_arg_int32(fcinfo, 0, "n");
 
 	if (n < 1 || n > 1000)
 		shop_reject("n", "must be between 1 and 1000");

@@ -10,4 +10,4 @@
 extern void shop_popular_refresh(void);
 extern int64 shop_popular_version(void);
 
-#endif							/* SHOP_POPULAR_H */
+#endif /* SHOP_POPULAR_H */

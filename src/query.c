@@ -24,77 +24,76 @@
 ShopValue
 shop_int8(int64 value)
 {
-	return (ShopValue) {Int64GetDatum(value), false};
+	return (ShopValue){Int64GetDatum(value), false};
 }
 
 ShopValue
 shop_int8_or_null(int64 value, bool isnull)
 {
-	return (ShopValue) {Int64GetDatum(value), isnull};
+	return (ShopValue){Int64GetDatum(value), isnull};
 }
 
 ShopValue
 shop_int4(int32 value)
 {
-	return (ShopValue) {Int32GetDatum(value), false};
+	return (ShopValue){Int32GetDatum(value), false};
 }
 
 ShopValue
 shop_bool(bool value)
 {
-	return (ShopValue) {BoolGetDatum(value), false};
+	return (ShopValue){BoolGetDatum(value), false};
 }
 
 ShopValue
 shop_text(const char *value)
 {
-	return value ? (ShopValue) {CStringGetTextDatum(value), false} : shop_null();
+	return value ? (ShopValue){CStringGetTextDatum(value), false} : shop_null();
 }
 
 ShopValue
 shop_time(TimestampTz value)
 {
-	return (ShopValue) {TimestampTzGetDatum(value), false};
+	return (ShopValue){TimestampTzGetDatum(value), false};
 }
 
 ShopValue
 shop_datum(Datum value)
 {
-	return (ShopValue) {value, false};
+	return (ShopValue){value, false};
 }
 
 ShopValue
 shop_null(void)
 {
-	return (ShopValue) {(Datum) 0, true};
+	return (ShopValue){(Datum) 0, true};
 }
 
 ShopValue
 shop_int8_array(const int64 *values, int n)
 {
-	Datum	   *elements = palloc(sizeof(Datum) * Max(n, 1));
+	Datum *elements = palloc(sizeof(Datum) * Max(n, 1));
 
 	for (int i = 0; i < n; i++)
 		elements[i] = Int64GetDatum(values[i]);
-	return shop_datum(PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64),
-													  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)));
+	return shop_datum(
+		PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)));
 }
 
 ShopValue
 shop_int4_array(const int32 *values, int n)
 {
-	Datum	   *elements = palloc(sizeof(Datum) * Max(n, 1));
+	Datum *elements = palloc(sizeof(Datum) * Max(n, 1));
 
 	for (int i = 0; i < n; i++)
 		elements[i] = Int32GetDatum(values[i]);
-	return shop_datum(PointerGetDatum(construct_array(elements, n, INT4OID, sizeof(int32),
-													  true, TYPALIGN_INT)));
+	return shop_datum(PointerGetDatum(construct_array(elements, n, INT4OID, sizeof(int32), true, TYPALIGN_INT)));
 }
 
 static int
 count_args(const ShopQuery *query)
 {
-	int			n = 0;
+	int n = 0;
 
 	while (n < SHOP_QUERY_MAX_ARGS && OidIsValid(query->argtypes[n]))
 		n++;
@@ -104,8 +103,7 @@ count_args(const ShopQuery *query)
 static void
 prepare(ShopQuery *query)
 {
-	SPIPlanPtr	plan = SPI_prepare_cursor(query->sql, count_args(query), query->argtypes,
-										  CURSOR_OPT_GENERIC_PLAN);
+	SPIPlanPtr plan = SPI_prepare_cursor(query->sql, count_args(query), query->argtypes, CURSOR_OPT_GENERIC_PLAN);
 
 	if (plan == NULL)
 		elog(ERROR, "could not prepare \"%s\": %s", query->sql, SPI_result_code_string(SPI_result));
@@ -137,11 +135,11 @@ shop_query_is_planned(const ShopQuery *query)
 static uint64
 run(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_only)
 {
-	int			nargs = count_args(query);
-	SPIExecuteOptions options = {.read_only = read_only,.dest = dest};
-	bool		planned = shop_query_is_planned(query);
-	int			nest_level = 0;
-	int			rc;
+	int nargs = count_args(query);
+	SPIExecuteOptions options = {.read_only = read_only, .dest = dest};
+	bool planned = shop_query_is_planned(query);
+	int nest_level = 0;
+	int rc;
 
 	if (query->plan == NULL)
 		prepare(query);
@@ -154,10 +152,10 @@ run(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_onl
 
 	options.params = makeParamList(nargs);
 	for (int i = 0; i < nargs; i++)
-		options.params->params[i] = (ParamExternData) {
-		.value = values[i].datum,.isnull = values[i].isnull,
-			.pflags = PARAM_FLAG_CONST,.ptype = query->argtypes[i]
-	};
+		options.params->params[i] = (ParamExternData){.value = values[i].datum,
+			.isnull = values[i].isnull,
+			.pflags = PARAM_FLAG_CONST,
+			.ptype = query->argtypes[i]};
 
 	rc = SPI_execute_plan_extended(query->plan, &options);
 	if (rc < 0)
@@ -197,7 +195,7 @@ shop_fetch(uint64 row, int column, bool *isnull)
 bool
 shop_fetch_isnull(uint64 row, int column)
 {
-	bool		isnull;
+	bool isnull;
 
 	(void) shop_fetch(row, column, &isnull);
 	return isnull;
@@ -206,8 +204,8 @@ shop_fetch_isnull(uint64 row, int column)
 static Datum
 fetch_not_null(uint64 row, int column)
 {
-	bool		isnull;
-	Datum		value = shop_fetch(row, column, &isnull);
+	bool isnull;
+	Datum value = shop_fetch(row, column, &isnull);
 
 	if (isnull)
 		elog(ERROR, "unexpected null in column %d", column);
@@ -235,8 +233,8 @@ shop_fetch_bool(uint64 row, int column)
 char *
 shop_fetch_text(uint64 row, int column)
 {
-	bool		isnull;
-	Datum		value = shop_fetch(row, column, &isnull);
+	bool isnull;
+	Datum value = shop_fetch(row, column, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(value);
 }
@@ -246,7 +244,7 @@ uint64
 shop_return_set(FunctionCallInfo fcinfo, ShopQuery *query, const ShopValue *values)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	uint64		n;
+	uint64 n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	SPI_connect();
@@ -260,7 +258,7 @@ shop_return_set(FunctionCallInfo fcinfo, ShopQuery *query, const ShopValue *valu
 static TupleDesc
 result_type(FunctionCallInfo fcinfo)
 {
-	TupleDesc	tupdesc;
+	TupleDesc tupdesc;
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -278,7 +276,7 @@ shop_current_row(FunctionCallInfo fcinfo)
 bool
 shop_return_row(FunctionCallInfo fcinfo, ShopQuery *query, const ShopValue *values, Datum *result)
 {
-	bool		found;
+	bool found;
 
 	SPI_connect();
 	found = shop_query_read(query, values) > 0;
@@ -292,9 +290,9 @@ shop_return_row(FunctionCallInfo fcinfo, ShopQuery *query, const ShopValue *valu
 Datum
 shop_form_row(FunctionCallInfo fcinfo, const ShopValue *values)
 {
-	TupleDesc	tupdesc = result_type(fcinfo);
-	Datum	   *datums = palloc(sizeof(Datum) * tupdesc->natts);
-	bool	   *nulls = palloc(sizeof(bool) * tupdesc->natts);
+	TupleDesc tupdesc = result_type(fcinfo);
+	Datum *datums = palloc(sizeof(Datum) * tupdesc->natts);
+	bool *nulls = palloc(sizeof(bool) * tupdesc->natts);
 
 	for (int i = 0; i < tupdesc->natts; i++)
 	{

@@ -16,25 +16,28 @@
 typedef struct ShopQuery
 {
 	const char *sql;
-	Oid			argtypes[SHOP_QUERY_MAX_ARGS];	/* ends with 0 */
-	SPIPlanPtr	plan;
+	Oid argtypes[SHOP_QUERY_MAX_ARGS]; /* ends with 0 */
+	SPIPlanPtr plan;
 } ShopQuery;
 
-#define SHOP_QUERY(text, ...) {.sql = (text), .argtypes = {__VA_ARGS__}}
+#define SHOP_QUERY(text, ...) \
+	{ \
+		.sql = (text), .argtypes = { __VA_ARGS__ } \
+	}
 
 typedef struct ShopValue
 {
-	Datum		datum;
-	bool		isnull;
+	Datum datum;
+	bool isnull;
 } ShopValue;
 
-#define SHOP_VALUES(...) ((ShopValue[]) {__VA_ARGS__})
+#define SHOP_VALUES(...) ((ShopValue[]){__VA_ARGS__})
 
 extern ShopValue shop_int8(int64 value);
 extern ShopValue shop_int8_or_null(int64 value, bool isnull);
 extern ShopValue shop_int4(int32 value);
 extern ShopValue shop_bool(bool value);
-extern ShopValue shop_text(const char *value);	/* NULL pointer: SQL NULL */
+extern ShopValue shop_text(const char *value); /* NULL pointer: SQL NULL */
 extern ShopValue shop_time(TimestampTz value);
 extern ShopValue shop_datum(Datum value);
 extern ShopValue shop_null(void);
@@ -50,7 +53,7 @@ extern void shop_query_stream(ShopQuery *query, const ShopValue *values, DestRec
 extern int64 shop_fetch_int8(uint64 row, int column);
 extern int32 shop_fetch_int4(uint64 row, int column);
 extern bool shop_fetch_bool(uint64 row, int column);
-extern char *shop_fetch_text(uint64 row, int column);	/* NULL for SQL NULL */
+extern char *shop_fetch_text(uint64 row, int column); /* NULL for SQL NULL */
 extern Datum shop_fetch(uint64 row, int column, bool *isnull);
 extern bool shop_fetch_isnull(uint64 row, int column);
 
@@ -62,4 +65,4 @@ extern Datum shop_form_row(FunctionCallInfo fcinfo, const ShopValue *values);
 
 extern void shop_write_verb(const char *name);
 
-#endif							/* SHOP_QUERY_H */
+#endif /* SHOP_QUERY_H */

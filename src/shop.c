@@ -34,28 +34,28 @@ SHOP_FUNCTION(shop_clock);
 SHOP_FUNCTION(shop_guard_drop);
 
 /* Code of the shop's one currency, ISO 4217; shown in events. */
-char	   *shop_currency;
+char *shop_currency;
 
 /* The least that can be charged at once. */
-int			shop_min_charge;
+int shop_min_charge;
 
 /* The most an account can hold; a double so that it can pass 2^31. */
-double		shop_max_balance;
+double shop_max_balance;
 
 /* How many rows the units of one hot product may be spread over. */
-int			shop_max_stock_slots;
+int shop_max_stock_slots;
 
 /* Write refusals to the server log too? */
-bool		shop_log_refusals;
+bool shop_log_refusals;
 
 /* Allow DROP EXTENSION shop although there are orders? */
-bool		shop_allow_drop;
+bool shop_allow_drop;
 
 /* Seconds between refreshes of popular_products. */
-int			shop_popular_interval;
+int shop_popular_interval;
 
 /* Minutes a delivered event is kept. */
-int			shop_outbox_retention;
+int shop_outbox_retention;
 
 /* Read from pg_db_role_setting by the launcher, never from here. */
 static bool worker_setting;
@@ -84,19 +84,18 @@ check_currency(char **value, void **extra, GucSource source)
 static bool
 parse_timestamp(const char *text, TimestampTz *result)
 {
-	char		work[MAXDATELEN + MAXDATEFIELDS];
-	char	   *field[MAXDATEFIELDS];
-	int			ftype[MAXDATEFIELDS];
-	int			nf;
-	int			dtype;
-	int			tz;
-	fsec_t		fsec;
+	char work[MAXDATELEN + MAXDATEFIELDS];
+	char *field[MAXDATEFIELDS];
+	int ftype[MAXDATEFIELDS];
+	int nf;
+	int dtype;
+	int tz;
+	fsec_t fsec;
 	struct pg_tm tm;
 
 	return ParseDateTime(text, work, sizeof(work), field, ftype, MAXDATEFIELDS, &nf) == 0 &&
-		SHOP_DECODE_DATETIME(field, ftype, nf, &dtype, &tm, &fsec, &tz) == 0 &&
-		dtype == DTK_DATE &&
-		tm2timestamp(&tm, fsec, &tz, result) == 0;
+		   SHOP_DECODE_DATETIME(field, ftype, nf, &dtype, &tm, &fsec, &tz) == 0 && dtype == DTK_DATE &&
+		   tm2timestamp(&tm, fsec, &tz, result) == 0;
 }
 
 static bool
@@ -133,46 +132,27 @@ assign_test_clock(const char *value, void *extra)
 static void
 define_settings(void)
 {
-	DefineCustomBoolVariable("shop.allow_drop",
-							 "Allows DROP EXTENSION shop although there are orders.",
-							 NULL, &shop_allow_drop, false,
-							 PGC_USERSET, 0, NULL, NULL, NULL);
-	DefineCustomStringVariable("shop.currency",
-							   "The shop's currency, an ISO 4217 code, as shown in events.",
-							   NULL, &shop_currency, "KRW",
-							   PGC_SUSET, 0, check_currency, NULL, NULL);
-	DefineCustomBoolVariable("shop.log_refusals",
-							 "Writes refusals (SQLSTATE class SH) to the server log too.",
-							 NULL, &shop_log_refusals, false,
-							 PGC_SUSET, 0, NULL, NULL, NULL);
-	DefineCustomRealVariable("shop.max_balance",
-							 "The most points an account can hold.",
-							 NULL, &shop_max_balance, (double) SHOP_MAX_AMOUNT, 0, (double) SHOP_MAX_AMOUNT,
-							 PGC_SUSET, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("shop.max_stock_slots",
-							"How many rows the units of one hot product may be spread over.",
-							NULL, &shop_max_stock_slots, 64, 1, 1024,
-							PGC_SUSET, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("shop.min_charge",
-							"The least points that can be charged at once.",
-							NULL, &shop_min_charge, 1, 1, INT_MAX,
-							PGC_SUSET, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("shop.outbox_retention",
-							"How long delivered events are kept.",
-							NULL, &shop_outbox_retention, 7 * 24 * 60, 0, INT_MAX,
-							PGC_SUSET, GUC_UNIT_MIN, NULL, NULL, NULL);
-	DefineCustomIntVariable("shop.popular_interval",
-							"Time between refreshes of shop.popular_products.",
-							NULL, &shop_popular_interval, 60, 1, 24 * 60 * 60,
-							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
-	DefineCustomStringVariable("shop.test_clock",
-							   "A timestamp that replaces the real time in every rule of the shop.",
-							   NULL, &test_clock_setting, "",
-							   PGC_SUSET, 0, check_test_clock, assign_test_clock, NULL);
+	DefineCustomBoolVariable("shop.allow_drop", "Allows DROP EXTENSION shop although there are orders.", NULL,
+		&shop_allow_drop, false, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("shop.currency", "The shop's currency, an ISO 4217 code, as shown in events.", NULL,
+		&shop_currency, "KRW", PGC_SUSET, 0, check_currency, NULL, NULL);
+	DefineCustomBoolVariable("shop.log_refusals", "Writes refusals (SQLSTATE class SH) to the server log too.", NULL,
+		&shop_log_refusals, false, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomRealVariable("shop.max_balance", "The most points an account can hold.", NULL, &shop_max_balance,
+		(double) SHOP_MAX_AMOUNT, 0, (double) SHOP_MAX_AMOUNT, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("shop.max_stock_slots", "How many rows the units of one hot product may be spread over.",
+		NULL, &shop_max_stock_slots, 64, 1, 1024, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("shop.min_charge", "The least points that can be charged at once.", NULL, &shop_min_charge,
+		1, 1, INT_MAX, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("shop.outbox_retention", "How long delivered events are kept.", NULL,
+		&shop_outbox_retention, 7 * 24 * 60, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("shop.popular_interval", "Time between refreshes of shop.popular_products.", NULL,
+		&shop_popular_interval, 60, 1, 24 * 60 * 60, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomStringVariable("shop.test_clock", "A timestamp that replaces the real time in every rule of the shop.",
+		NULL, &test_clock_setting, "", PGC_SUSET, 0, check_test_clock, assign_test_clock, NULL);
 	DefineCustomBoolVariable("shop.worker",
-							 "Runs the shop's workers for a database; takes effect with ALTER DATABASE ... SET.",
-							 NULL, &worker_setting, false,
-							 PGC_SUSET, 0, NULL, NULL, NULL);
+		"Runs the shop's workers for a database; takes effect with ALTER DATABASE ... SET.", NULL, &worker_setting,
+		false, PGC_SUSET, 0, NULL, NULL, NULL);
 }
 
 /* Keeps refusals out of the server log: in a sale they are most of the answers. */
@@ -239,16 +219,15 @@ shop_lock_xact_shared(int32 lock_class, int32 key)
 bool
 shop_try_lock_xact(int32 lock_class, int32 key)
 {
-	return DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
-											Int32GetDatum(lock_class), Int32GetDatum(key)));
+	return DatumGetBool(
+		DirectFunctionCall2(pg_try_advisory_xact_lock_int4, Int32GetDatum(lock_class), Int32GetDatum(key)));
 }
 
 /* Takes an advisory lock that ends with the process, if it is free. */
 bool
 shop_try_lock_session(int32 lock_class, int32 key)
 {
-	return DatumGetBool(DirectFunctionCall2(pg_try_advisory_lock_int4,
-											Int32GetDatum(lock_class), Int32GetDatum(key)));
+	return DatumGetBool(DirectFunctionCall2(pg_try_advisory_lock_int4, Int32GetDatum(lock_class), Int32GetDatum(key)));
 }
 
 static ShopQuery any_order = SHOP_QUERY("SELECT FROM shop.orders LIMIT 1");
@@ -257,11 +236,11 @@ static bool
 drops_shop(const Node *statement)
 {
 	const DropStmt *drop = (const DropStmt *) statement;
-	ListCell   *cell;
+	ListCell *cell;
 
 	if (!IsA(statement, DropStmt) || drop->removeType != OBJECT_EXTENSION)
 		return false;
-	foreach(cell, drop->objects)
+	foreach (cell, drop->objects)
 		if (strcmp(strVal(lfirst(cell)), "shop") == 0)
 			return true;
 	return false;
@@ -272,12 +251,11 @@ Datum
 shop_guard_drop(PG_FUNCTION_ARGS)
 {
 	EventTriggerData *trigger;
-	bool		has_orders;
+	bool has_orders;
 
 	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("guard_drop() must be called as an event trigger")));
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
+						   errmsg("guard_drop() must be called as an event trigger")));
 	trigger = (EventTriggerData *) fcinfo->context;
 	if (shop_allow_drop || !drops_shop(trigger->parsetree))
 		PG_RETURN_NULL();
@@ -287,9 +265,8 @@ shop_guard_drop(PG_FUNCTION_ARGS)
 	SPI_finish();
 	if (has_orders)
 		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot drop extension shop because it holds orders"),
-				 errdetail("{\"extension\": \"shop\"}"),
-				 errhint("Set shop.allow_drop to on to drop the shop with all its orders.")));
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("cannot drop extension shop because it holds orders"), errdetail("{\"extension\": \"shop\"}"),
+				errhint("Set shop.allow_drop to on to drop the shop with all its orders.")));
 	PG_RETURN_NULL();
 }

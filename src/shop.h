@@ -24,25 +24,25 @@
 
 /* Settings, defined in shop.c. */
 extern char *shop_currency;
-extern int	shop_min_charge;
+extern int shop_min_charge;
 extern double shop_max_balance;
-extern int	shop_max_stock_slots;
+extern int shop_max_stock_slots;
 extern bool shop_log_refusals;
 extern bool shop_allow_drop;
-extern int	shop_popular_interval;	/* s */
-extern int	shop_outbox_retention;	/* min */
+extern int shop_popular_interval; /* s */
+extern int shop_outbox_retention; /* min */
 
 extern TimestampTz shop_now(void);
 
 /* Advisory locks, in the two-key space; the second key is a hash. */
-#define SHOP_LOCK_USER 0x53480001	/* a user without an account row */
-#define SHOP_LOCK_RELAY 0x53480002	/* the relay of a database (session level) */
-#define SHOP_LOCK_KEEPER 0x53480003	/* the keeper of a database (session level) */
-#define SHOP_LOCK_RETENTION 0x53480004	/* shared: an endpoint is being made; exclusive: events are cleared */
+#define SHOP_LOCK_USER 0x53480001	   /* a user without an account row */
+#define SHOP_LOCK_RELAY 0x53480002	   /* the relay of a database (session level) */
+#define SHOP_LOCK_KEEPER 0x53480003	   /* the keeper of a database (session level) */
+#define SHOP_LOCK_RETENTION 0x53480004 /* shared: an endpoint is being made; exclusive: events are cleared */
 
 extern void shop_lock_xact(int32 lock_class, int32 key);
 extern void shop_lock_xact_shared(int32 lock_class, int32 key);
 extern bool shop_try_lock_xact(int32 lock_class, int32 key);
 extern bool shop_try_lock_session(int32 lock_class, int32 key);
 
-#endif							/* SHOP_H */
+#endif /* SHOP_H */

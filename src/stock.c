@@ -52,17 +52,17 @@ static ShopQuery lock_first = SHOP_QUERY(
 	" UPDATE shop.stock s SET on_hand = s.on_hand - $4 FROM free" \
 	"  WHERE s.product_id = $1 AND s.location_id = $2 AND s.slot = free.slot AND s.on_hand >= $4"
 
-static ShopQuery take_nearest = SHOP_QUERY(TAKE_FREE("slot <= $3 ORDER BY slot DESC"), INT8OID, INT4OID, INT4OID, INT8OID);
+static ShopQuery take_nearest = SHOP_QUERY(
+	TAKE_FREE("slot <= $3 ORDER BY slot DESC"), INT8OID, INT4OID, INT4OID, INT8OID);
 static ShopQuery take_above = SHOP_QUERY(TAKE_FREE("slot > $3 ORDER BY slot"), INT8OID, INT4OID, INT4OID, INT8OID);
 
-static ShopQuery lock_all = SHOP_QUERY(
-	"SELECT slot, on_hand FROM shop.stock WHERE product_id = $1 AND location_id = $2"
-	" ORDER BY slot FOR NO KEY UPDATE",
+static ShopQuery lock_all = SHOP_QUERY("SELECT slot, on_hand FROM shop.stock WHERE product_id = $1 AND location_id = $2"
+									   " ORDER BY slot FOR NO KEY UPDATE",
 	INT8OID, INT4OID);
 
 static ShopQuery sum_available = SHOP_QUERY(
-	"SELECT coalesce(sum(on_hand), 0)::bigint FROM shop.stock WHERE product_id = $1 AND location_id = $2",
-	INT8OID, INT4OID);
+	"SELECT coalesce(sum(on_hand), 0)::bigint FROM shop.stock WHERE product_id = $1 AND location_id = $2", INT8OID,
+	INT4OID);
 
 static ShopQuery insert_slot = SHOP_QUERY(
 	"INSERT INTO shop.stock (product_id, location_id, slot, on_hand) VALUES ($1, $2, $3, $4)"
@@ -85,12 +85,10 @@ static ShopQuery take_picks = SHOP_QUERY(
 	INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID, INT4OID);
 
 static ShopQuery add_units = SHOP_QUERY(
-	"UPDATE shop.stock SET on_hand = on_hand + $3 WHERE product_id = $1 AND location_id = $2 AND slot = 0",
-	INT8OID, INT4OID, INT8OID);
+	"UPDATE shop.stock SET on_hand = on_hand + $3 WHERE product_id = $1 AND location_id = $2 AND slot = 0", INT8OID,
+	INT4OID, INT8OID);
 
-static ShopQuery find_product = SHOP_QUERY(
-	"SELECT FROM shop.product WHERE product_id = $1",
-	INT8OID);
+static ShopQuery find_product = SHOP_QUERY("SELECT FROM shop.product WHERE product_id = $1", INT8OID);
 
 static ShopQuery insert_movement = SHOP_QUERY(
 	"INSERT INTO shop.stock_movement (product_id, location_id, quantity, available, kind, idempotency_key, created_at)"
@@ -100,12 +98,10 @@ static ShopQuery insert_movement = SHOP_QUERY(
 	INT8OID, INT4OID, INT8OID, INT8OID, TEXTOID, TEXTOID, TIMESTAMPTZOID);
 
 static ShopQuery complete_movement = SHOP_QUERY(
-	"UPDATE shop.stock_movement SET available = $2 WHERE movement_id = $1",
-	INT8OID, INT8OID);
+	"UPDATE shop.stock_movement SET available = $2 WHERE movement_id = $1", INT8OID, INT8OID);
 
-static ShopQuery find_restock = SHOP_QUERY(
-	"SELECT product_id, quantity, available FROM shop.stock_movement"
-	" WHERE kind = 'restock' AND idempotency_key = $1",
+static ShopQuery find_restock = SHOP_QUERY("SELECT product_id, quantity, available FROM shop.stock_movement"
+										   " WHERE kind = 'restock' AND idempotency_key = $1",
 	TEXTOID);
 
 static ShopQuery delete_empty_slots = SHOP_QUERY(
@@ -119,23 +115,23 @@ static ShopQuery delete_empty_slots = SHOP_QUERY(
 /* Units to be taken from one slot. */
 typedef struct StockPick
 {
-	int64		product_id;
-	int32		slot;
-	int64		quantity;
+	int64 product_id;
+	int32 slot;
+	int64 quantity;
 } StockPick;
 
 typedef struct StockPicks
 {
-	StockPick  *picks;
-	int			n;
-	int			allocated;
+	StockPick *picks;
+	int n;
+	int allocated;
 } StockPicks;
 
 /* An attempt to take the units of one product without waiting. */
 typedef struct FreeTake
 {
 	const ShopDemand *demand;
-	bool		done;
+	bool done;
 } FreeTake;
 
 /*
@@ -147,10 +143,10 @@ typedef struct SlotReceiver
 {
 	DestReceiver pub;
 	StockPicks *picks;
-	const ShopDemand *demand;	/* of the next row (lock_first) or of all (lock_all) */
-	int			satisfied;		/* demands satisfied so far */
-	int64		missing;		/* lock_all: units still missing */
-	int64		left;			/* lock_all: units left in the last slot picked */
+	const ShopDemand *demand; /* of the next row (lock_first) or of all (lock_all) */
+	int satisfied;			  /* demands satisfied so far */
+	int64 missing;			  /* lock_all: units still missing */
+	int64 left;				  /* lock_all: units left in the last slot picked */
 } SlotReceiver;
 
 SHOP_FUNCTION(shop_restock);
@@ -163,13 +159,13 @@ add_pick(StockPicks *picks, int64 product_id, int32 slot, int64 quantity)
 		picks->allocated *= 2;
 		picks->picks = repalloc(picks->picks, sizeof(StockPick) * picks->allocated);
 	}
-	picks->picks[picks->n++] = (StockPick) {product_id, slot, quantity};
+	picks->picks[picks->n++] = (StockPick){product_id, slot, quantity};
 }
 
 static int64
 slot_int64(TupleTableSlot *slot, int attribute)
 {
-	bool		isnull;
+	bool isnull;
 
 	return DatumGetInt64(slot_getattr(slot, attribute, &isnull));
 }
@@ -185,8 +181,8 @@ static bool
 receive_first(TupleTableSlot *slot, DestReceiver *self)
 {
 	SlotReceiver *receiver = (SlotReceiver *) self;
-	bool		isnull;
-	int32		number = slot_int32(slot, 1, &isnull);
+	bool isnull;
+	int32 number = slot_int32(slot, 1, &isnull);
 
 	if (isnull)
 		return false;
@@ -201,10 +197,10 @@ static bool
 receive_all(TupleTableSlot *slot, DestReceiver *self)
 {
 	SlotReceiver *receiver = (SlotReceiver *) self;
-	bool		isnull;
-	int32		number = slot_int32(slot, 1, &isnull);
-	int64		on_hand = slot_int64(slot, 2);
-	int64		quantity = Min(on_hand, receiver->missing);
+	bool isnull;
+	int32 number = slot_int32(slot, 1, &isnull);
+	int64 on_hand = slot_int64(slot, 2);
+	int64 quantity = Min(on_hand, receiver->missing);
 
 	if (quantity > 0)
 	{
@@ -230,12 +226,12 @@ receiver_nothing(DestReceiver *self)
 }
 
 static SlotReceiver
-make_receiver(bool (*receive) (TupleTableSlot *, DestReceiver *), StockPicks *picks, const ShopDemand *demand)
+make_receiver(bool (*receive)(TupleTableSlot *, DestReceiver *), StockPicks *picks, const ShopDemand *demand)
 {
-	SlotReceiver receiver = {
-		.pub = {receive, receiver_startup, receiver_nothing, receiver_nothing, DestNone},
-		.picks = picks,.demand = demand,.missing = demand->quantity
-	};
+	SlotReceiver receiver = {.pub = {receive, receiver_startup, receiver_nothing, receiver_nothing, DestNone},
+		.picks = picks,
+		.demand = demand,
+		.missing = demand->quantity};
 
 	return receiver;
 }
@@ -262,8 +258,8 @@ static int
 take_first(const ShopDemand *demands, int n, StockPicks *picks)
 {
 	SlotReceiver receiver = make_receiver(receive_first, picks, demands);
-	int64	   *products = palloc(sizeof(int64) * n);
-	int64	   *quantities = palloc(sizeof(int64) * n);
+	int64 *products = palloc(sizeof(int64) * n);
+	int64 *quantities = palloc(sizeof(int64) * n);
 
 	for (int i = 0; i < n; i++)
 	{
@@ -271,20 +267,17 @@ take_first(const ShopDemand *demands, int n, StockPicks *picks)
 		quantities[i] = demands[i].quantity;
 	}
 	shop_query_stream(&lock_first,
-					  SHOP_VALUES(shop_int8_array(products, n), shop_int8_array(quantities, n),
-								  shop_int4(SHOP_DEFAULT_LOCATION)),
-					  &receiver.pub, false);
+		SHOP_VALUES(shop_int8_array(products, n), shop_int8_array(quantities, n), shop_int4(SHOP_DEFAULT_LOCATION)),
+		&receiver.pub, false);
 	return receiver.satisfied;
 }
 
 static bool
 take_within(void *arg)
 {
-	FreeTake   *take = arg;
-	ShopValue	values[] = {
-		shop_int8(take->demand->product_id), shop_int4(SHOP_DEFAULT_LOCATION),
-		shop_int4(shop_stock_own_slot()), shop_int8(take->demand->quantity)
-	};
+	FreeTake *take = arg;
+	ShopValue values[] = {shop_int8(take->demand->product_id), shop_int4(SHOP_DEFAULT_LOCATION),
+		shop_int4(shop_stock_own_slot()), shop_int8(take->demand->quantity)};
 
 	take->done = shop_query(&take_nearest, values) > 0 || shop_query(&take_above, values) > 0;
 	return take->done;
@@ -294,8 +287,8 @@ take_within(void *arg)
 static bool
 take_free(const ShopDemand *demand)
 {
-	FreeTake	take = {demand, false};
-	ErrorData  *error = shop_subtransaction(take_within, &take);
+	FreeTake take = {demand, false};
+	ErrorData *error = shop_subtransaction(take_within, &take);
 
 	if (error)
 		ReThrowError(error);
@@ -311,11 +304,10 @@ take_free(const ShopDemand *demand)
 static void
 take_half_home(StockPick *pick, int64 left)
 {
-	int32		own = shop_stock_own_slot();
-	int64		half = left / 2;
-	ShopValue	values[] = {
-		shop_int8(pick->product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(own), shop_int8(half)
-	};
+	int32 own = shop_stock_own_slot();
+	int64 half = left / 2;
+	ShopValue values[] = {
+		shop_int8(pick->product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(own), shop_int8(half)};
 
 	if (half == 0 || own == pick->slot)
 		return;
@@ -332,21 +324,20 @@ take_half_home(StockPick *pick, int64 left)
 static void
 take_waiting(const ShopDemand *demand, StockPicks *picks)
 {
-	int			before = picks->n;
+	int before = picks->n;
 
 	for (;;)
 	{
 		SlotReceiver receiver = make_receiver(receive_all, picks, demand);
-		int64		units = available(demand->product_id);
+		int64 units = available(demand->product_id);
 
 		if (units < demand->quantity)
 			shop_refuse(SHOP_INSUFFICIENT_STOCK,
-						"{\"product_id\": " INT64_FORMAT ", \"requested\": " INT64_FORMAT ", \"available\": " INT64_FORMAT "}",
-						demand->product_id, demand->quantity, units);
+				"{\"product_id\": " INT64_FORMAT ", \"requested\": " INT64_FORMAT ", \"available\": " INT64_FORMAT "}",
+				demand->product_id, demand->quantity, units);
 
-		shop_query_stream(&lock_all,
-						  SHOP_VALUES(shop_int8(demand->product_id), shop_int4(SHOP_DEFAULT_LOCATION)),
-						  &receiver.pub, false);
+		shop_query_stream(&lock_all, SHOP_VALUES(shop_int8(demand->product_id), shop_int4(SHOP_DEFAULT_LOCATION)),
+			&receiver.pub, false);
 		if (receiver.missing == 0)
 		{
 			if (picks->n == before + 1)
@@ -361,7 +352,7 @@ take_waiting(const ShopDemand *demand, StockPicks *picks)
 static int
 count_first(const ShopDemand *demands, int n)
 {
-	int			first = 0;
+	int first = 0;
 
 	while (first < n && demands[first].slot == 0)
 		first++;
@@ -371,10 +362,10 @@ count_first(const ShopDemand *demands, int n)
 static void
 subtract(const StockPicks *picks)
 {
-	int64	   *products = palloc(sizeof(int64) * picks->n);
-	int32	   *slots = palloc(sizeof(int32) * picks->n);
-	int64	   *quantities = palloc(sizeof(int64) * picks->n);
-	uint64		updated;
+	int64 *products = palloc(sizeof(int64) * picks->n);
+	int32 *slots = palloc(sizeof(int32) * picks->n);
+	int64 *quantities = palloc(sizeof(int64) * picks->n);
+	uint64 updated;
 
 	for (int i = 0; i < picks->n; i++)
 	{
@@ -382,9 +373,8 @@ subtract(const StockPicks *picks)
 		slots[i] = picks->picks[i].slot;
 		quantities[i] = picks->picks[i].quantity;
 	}
-	updated = shop_query(&take_picks,
-						 SHOP_VALUES(shop_int8_array(products, picks->n), shop_int4_array(slots, picks->n),
-									 shop_int8_array(quantities, picks->n), shop_int4(SHOP_DEFAULT_LOCATION)));
+	updated = shop_query(&take_picks, SHOP_VALUES(shop_int8_array(products, picks->n), shop_int4_array(slots, picks->n),
+										  shop_int8_array(quantities, picks->n), shop_int4(SHOP_DEFAULT_LOCATION)));
 	if (updated != (uint64) picks->n)
 		elog(ERROR, "took units from " UINT64_FORMAT " of %d locked slots", updated, picks->n);
 }
@@ -396,11 +386,11 @@ subtract(const StockPicks *picks)
 void
 shop_stock_take(const ShopDemand *demands, int n)
 {
-	StockPicks	picks = {.picks = palloc(sizeof(StockPick) * (n + 4)),.allocated = n + 4};
+	StockPicks picks = {.picks = palloc(sizeof(StockPick) * (n + 4)), .allocated = n + 4};
 
 	for (int done = 0; done < n; done++)
 	{
-		int			first = count_first(demands + done, n - done);
+		int first = count_first(demands + done, n - done);
 
 		if (first > 0)
 			done += take_first(demands + done, first, &picks);
@@ -415,11 +405,11 @@ shop_stock_take(const ShopDemand *demands, int n)
 void
 shop_stock_open(int64 product_id, int64 quantity, TimestampTz now)
 {
-	shop_query(&insert_slot, SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION),
-										 shop_int4(0), shop_int8(quantity)));
-	shop_query(&insert_movement, SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION),
-											 shop_int8(quantity), shop_int8(quantity), shop_text("initial"),
-											 shop_null(), shop_time(now)));
+	shop_query(&insert_slot,
+		SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(0), shop_int8(quantity)));
+	shop_query(
+		&insert_movement, SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int8(quantity),
+							  shop_int8(quantity), shop_text("initial"), shop_null(), shop_time(now)));
 }
 
 /* Removes slots that a rush has left empty; returns how many. */
@@ -443,8 +433,8 @@ find_replay(const char *key, int64 product_id, int32 quantity, int64 *result)
 static int64
 restock(int64 product_id, int32 quantity, const char *key)
 {
-	int64		result;
-	int64		movement_id;
+	int64 result;
+	int64 movement_id;
 
 	if (find_replay(key, product_id, quantity, &result))
 		return result;
@@ -452,9 +442,9 @@ restock(int64 product_id, int32 quantity, const char *key)
 		shop_refuse(SHOP_PRODUCT_NOT_FOUND, "{\"product_id\": " INT64_FORMAT "}", product_id);
 
 	/* The movement comes first: its key is where a second call waits. */
-	if (shop_query(&insert_movement,
-				   SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int8(quantity),
-							   shop_int8(0), shop_text("restock"), shop_text(key), shop_time(shop_now()))) == 0)
+	if (shop_query(
+			&insert_movement, SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int8(quantity),
+								  shop_int8(0), shop_text("restock"), shop_text(key), shop_time(shop_now()))) == 0)
 	{
 		if (!find_replay(key, product_id, quantity, &result))
 			elog(ERROR, "restock of idempotency key is not visible");
@@ -463,10 +453,10 @@ restock(int64 product_id, int32 quantity, const char *key)
 	movement_id = shop_fetch_int8(0, 1);
 
 	if (quantity > 0)
-		shop_query(&add_units, SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION),
-										   shop_int8(quantity)));
+		shop_query(
+			&add_units, SHOP_VALUES(shop_int8(product_id), shop_int4(SHOP_DEFAULT_LOCATION), shop_int8(quantity)));
 	else
-		shop_stock_take(&(ShopDemand) {product_id, -(int64) quantity, -1}, 1);
+		shop_stock_take(&(ShopDemand){product_id, -(int64) quantity, -1}, 1);
 
 	result = available(product_id);
 	shop_query(&complete_movement, SHOP_VALUES(shop_int8(movement_id), shop_int8(result)));
@@ -476,10 +466,10 @@ restock(int64 product_id, int32 quantity, const char *key)
 Datum
 shop_restock(PG_FUNCTION_ARGS)
 {
-	int64		product_id = shop_arg_int64(fcinfo, 0, "product_id");
-	int32		quantity = shop_arg_int32(fcinfo, 1, "quantity");
-	char	   *key = shop_arg_key(fcinfo, 2);
-	int64		result;
+	int64 product_id = shop_arg_int64(fcinfo, 0, "product_id");
+	int32 quantity = shop_arg_int32(fcinfo, 1, "quantity");
+	char *key = shop_arg_key(fcinfo, 2);
+	int64 result;
 
 	if (quantity == 0)
 		shop_reject("quantity", "must not be 0");

@@ -10,9 +10,9 @@
 /* Units wanted of one product. */
 typedef struct ShopDemand
 {
-	int64		product_id;
-	int64		quantity;
-	int32		slot;			/* the nearest slot with that many when last looked at, or -1 */
+	int64 product_id;
+	int64 quantity;
+	int32 slot; /* the nearest slot with that many when last looked at, or -1 */
 } ShopDemand;
 
 extern int32 shop_stock_own_slot(void);
@@ -20,4 +20,4 @@ extern void shop_stock_take(const ShopDemand *demands, int n);
 extern int64 shop_stock_merge(int limit);
 extern void shop_stock_open(int64 product_id, int64 quantity, TimestampTz now);
 
-#endif							/* SHOP_STOCK_H */
+#endif /* SHOP_STOCK_H */

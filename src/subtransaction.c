@@ -16,11 +16,11 @@
  * judge: what is not the caller's to handle goes on with ReThrowError().
  */
 ErrorData *
-shop_subtransaction(bool (*work) (void *arg), void *arg)
+shop_subtransaction(bool (*work)(void *arg), void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	ErrorData *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);

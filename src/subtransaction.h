@@ -7,6 +7,6 @@
 
 #include "shop.h"
 
-extern ErrorData *shop_subtransaction(bool (*work) (void *arg), void *arg);
+extern ErrorData *shop_subtransaction(bool (*work)(void *arg), void *arg);
 
-#endif							/* SHOP_SUBTRANSACTION_H */
+#endif /* SHOP_SUBTRANSACTION_H */

@@ -81,6 +81,7 @@ within($node, 'shopdb', 10, q{sum(quantity) = (SELECT sum(quantity) FROM shop.or
 	'the last order is counted');
 $node->safe_psql('shopdb', 'ALTER DATABASE shopdb SET shop.worker = off');
 within($node, 'shopdb', 5, q{count(pid) = 0 FROM shop.workers WHERE kind <> 'launcher'}, 'the shop stands still');
+$node->safe_psql('shopdb', q{SELECT shop.resume_endpoint('platform')});
 healthy($node, 'shopdb', 'verify() finds nothing in the source');
 
 my $source_rows = checksums('shopdb');
@@ -153,7 +154,6 @@ is( value(
 
 $node->safe_psql('shopdb', q{ALTER DATABASE shopdb SET shop.worker = on});
 workers_run($node, 'shopdb', 5, 'the source goes back to work');
-$node->safe_psql('shopdb', q{SELECT shop.resume_endpoint('platform')});
 within($node, 'shopdb', 5, received($outstanding), 'and delivers');
 
 $node->safe_psql('copy_plain', 'ALTER DATABASE copy_plain SET shop.worker = on');

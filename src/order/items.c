@@ -25,13 +25,12 @@ static ShopQuery insert_lines = SHOP_QUERY(
 	INT8OID, INT4ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID, INT8ARRAYOID);
 
 static ShopQuery read_lines = SHOP_QUERY(
-	"SELECT product_id, quantity FROM shop.order_line WHERE order_id = $1 ORDER BY product_id",
-	INT8OID);
+	"SELECT product_id, quantity FROM shop.order_line WHERE order_id = $1 ORDER BY product_id", INT8OID);
 
 static int64
 require_integer(int position, const char *key, const JsonbValue *value)
 {
-	int64		result;
+	int64 result;
 
 	if (value->type != jbvNumeric)
 		shop_reject_item(position, "must have a number as its %s", key);
@@ -44,14 +43,14 @@ require_integer(int position, const char *key, const JsonbValue *value)
 static ShopItem
 parse_item(JsonbIterator **it, int position)
 {
-	ShopItem	item = {.line_no = position};
-	bool		has_product = false;
-	bool		has_quantity = false;
-	JsonbValue	value;
+	ShopItem item = {.line_no = position};
+	bool has_product = false;
+	bool has_quantity = false;
+	JsonbValue value;
 
 	while (JsonbIteratorNext(it, &value, true) == WJB_KEY)
 	{
-		char	   *key = pnstrdup(value.val.string.val, value.val.string.len);
+		char *key = pnstrdup(value.val.string.val, value.val.string.len);
 
 		(void) JsonbIteratorNext(it, &value, true);
 		if (strcmp(key, "product_id") == 0)
@@ -61,7 +60,7 @@ parse_item(JsonbIterator **it, int position)
 		}
 		else if (strcmp(key, "quantity") == 0)
 		{
-			int64		quantity = require_integer(position, key, &value);
+			int64 quantity = require_integer(position, key, &value);
 
 			if (quantity <= 0 || quantity > PG_INT32_MAX)
 				shop_reject_item(position, "must have a quantity between 1 and %d", PG_INT32_MAX);
@@ -99,7 +98,7 @@ compare_line(const void *a, const void *b)
 static int
 merge_mentions(ShopItem *items, int n)
 {
-	int			kept = 0;
+	int kept = 0;
 
 	for (int i = 1; i < n; i++)
 	{
@@ -123,11 +122,11 @@ number_lines(ShopItem *items, int n)
 ShopItems
 shop_items_parse(Jsonb *json)
 {
-	ShopItems	result = {0};
+	ShopItems result = {0};
 	JsonbIterator *it;
-	JsonbValue	value;
+	JsonbValue value;
 	JsonbIteratorToken token;
-	int			n = 0;
+	int n = 0;
 
 	if (!JB_ROOT_IS_ARRAY(json) || JB_ROOT_IS_SCALAR(json))
 		shop_reject("items", "must be a JSON array");
@@ -158,7 +157,7 @@ shop_items_parse(Jsonb *json)
 static ShopRefusal
 no_refusal(void)
 {
-	return (ShopRefusal) {.condition = SHOP_NO_REFUSAL};
+	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
 }
 
 /* The first refusal of the catalogue, in the declared order of refusals. */
@@ -167,18 +166,16 @@ check_products(const ShopItems *items, const ShopProduct *products)
 {
 	for (int i = 0; i < items->n; i++)
 		if (!products[i].found)
-			return shop_refusal(SHOP_PRODUCT_NOT_FOUND, "{\"product_id\": " INT64_FORMAT "}",
-								products[i].product_id);
+			return shop_refusal(SHOP_PRODUCT_NOT_FOUND, "{\"product_id\": " INT64_FORMAT "}", products[i].product_id);
 	for (int i = 0; i < items->n; i++)
 		if (!products[i].on_sale)
-			return shop_refusal(SHOP_PRODUCT_NOT_ON_SALE,
-								"{\"product_id\": " INT64_FORMAT ", \"status\": \"%s\"}",
-								products[i].product_id, products[i].status);
+			return shop_refusal(SHOP_PRODUCT_NOT_ON_SALE, "{\"product_id\": " INT64_FORMAT ", \"status\": \"%s\"}",
+				products[i].product_id, products[i].status);
 	for (int i = 0; i < items->n; i++)
 		if (products[i].available < items->items[i].quantity)
 			return shop_refusal(SHOP_INSUFFICIENT_STOCK,
-								"{\"product_id\": " INT64_FORMAT ", \"requested\": %d, \"available\": " INT64_FORMAT "}",
-								products[i].product_id, items->items[i].quantity, products[i].available);
+				"{\"product_id\": " INT64_FORMAT ", \"requested\": %d, \"available\": " INT64_FORMAT "}",
+				products[i].product_id, items->items[i].quantity, products[i].available);
 	return no_refusal();
 }
 
@@ -188,16 +185,13 @@ sum_prices(ShopItems *items)
 	items->subtotal = 0;
 	for (int i = 0; i < items->n; i++)
 	{
-		int64		line;
+		int64 line;
 
 		if (pg_mul_s64_overflow(items->items[i].unit_price, items->items[i].quantity, &line) ||
-			pg_add_s64_overflow(items->subtotal, line, &items->subtotal) ||
-			items->subtotal > SHOP_MAX_AMOUNT)
-			ereport(ERROR,
-					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-					 errmsg("order total is out of range"),
-					 errdetail("{\"argument\": \"items\", \"maximum\": " INT64_FORMAT "}", SHOP_MAX_AMOUNT),
-					 errhint("Split the order.")));
+			pg_add_s64_overflow(items->subtotal, line, &items->subtotal) || items->subtotal > SHOP_MAX_AMOUNT)
+			ereport(ERROR, (errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("order total is out of range"),
+							   errdetail("{\"argument\": \"items\", \"maximum\": " INT64_FORMAT "}", SHOP_MAX_AMOUNT),
+							   errhint("Split the order.")));
 	}
 }
 
@@ -237,14 +231,14 @@ shop_items_take_stock(const ShopItems *items)
 	ShopDemand *demands = palloc(sizeof(ShopDemand) * items->n);
 
 	for (int i = 0; i < items->n; i++)
-		demands[i] = (ShopDemand) {items->items[i].product_id, items->items[i].quantity, items->items[i].slot};
+		demands[i] = (ShopDemand){items->items[i].product_id, items->items[i].quantity, items->items[i].slot};
 	shop_stock_take(demands, items->n);
 }
 
 static ShopItem *
 by_line(const ShopItems *items)
 {
-	ShopItem   *sorted = palloc(sizeof(ShopItem) * items->n);
+	ShopItem *sorted = palloc(sizeof(ShopItem) * items->n);
 
 	for (int i = 0; i < items->n; i++)
 		sorted[items->items[i].line_no - 1] = items->items[i];
@@ -254,12 +248,12 @@ by_line(const ShopItems *items)
 void
 shop_items_insert(const ShopItems *items, int64 order_id)
 {
-	ShopItem   *lines = by_line(items);
-	int32	   *numbers = palloc(sizeof(int32) * items->n);
-	int64	   *products = palloc(sizeof(int64) * items->n);
-	int32	   *quantities = palloc(sizeof(int32) * items->n);
-	int64	   *prices = palloc(sizeof(int64) * items->n);
-	int64	   *discounts = palloc(sizeof(int64) * items->n);
+	ShopItem *lines = by_line(items);
+	int32 *numbers = palloc(sizeof(int32) * items->n);
+	int64 *products = palloc(sizeof(int64) * items->n);
+	int32 *quantities = palloc(sizeof(int32) * items->n);
+	int64 *prices = palloc(sizeof(int64) * items->n);
+	int64 *discounts = palloc(sizeof(int64) * items->n);
 
 	for (int i = 0; i < items->n; i++)
 	{
@@ -269,23 +263,21 @@ shop_items_insert(const ShopItems *items, int64 order_id)
 		prices[i] = lines[i].unit_price;
 		discounts[i] = lines[i].discount;
 	}
-	shop_query(&insert_lines,
-			   SHOP_VALUES(shop_int8(order_id), shop_int4_array(numbers, items->n),
-						   shop_int8_array(products, items->n), shop_int4_array(quantities, items->n),
-						   shop_int8_array(prices, items->n), shop_int8_array(discounts, items->n)));
+	shop_query(&insert_lines, SHOP_VALUES(shop_int8(order_id), shop_int4_array(numbers, items->n),
+								  shop_int8_array(products, items->n), shop_int4_array(quantities, items->n),
+								  shop_int8_array(prices, items->n), shop_int8_array(discounts, items->n)));
 }
 
 /* Are these the items that the order was placed with? */
 bool
 shop_items_same(const ShopItems *items, int64 order_id)
 {
-	uint64		n = shop_query(&read_lines, SHOP_VALUES(shop_int8(order_id)));
+	uint64 n = shop_query(&read_lines, SHOP_VALUES(shop_int8(order_id)));
 
 	if (n != (uint64) items->n)
 		return false;
 	for (uint64 i = 0; i < n; i++)
-		if (shop_fetch_int8(i, 1) != items->items[i].product_id ||
-			shop_fetch_int4(i, 2) != items->items[i].quantity)
+		if (shop_fetch_int8(i, 1) != items->items[i].product_id || shop_fetch_int4(i, 2) != items->items[i].quantity)
 			return false;
 	return true;
 }
@@ -294,18 +286,19 @@ shop_items_same(const ShopItems *items, int64 order_id)
 char *
 shop_items_json(const ShopItems *items)
 {
-	ShopItem   *lines = by_line(items);
+	ShopItem *lines = by_line(items);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	for (int i = 0; i < items->n; i++)
 	{
-		int64		subtotal = lines[i].unit_price * lines[i].quantity;
+		int64 subtotal = lines[i].unit_price * lines[i].quantity;
 
-		appendStringInfo(&buf, "%s{\"product_id\": " INT64_FORMAT ", \"quantity\": %d, \"unit_price\": " INT64_FORMAT
-						 ", \"discount\": " INT64_FORMAT ", \"total\": " INT64_FORMAT "}",
-						 i == 0 ? "[" : ", ", lines[i].product_id, lines[i].quantity, lines[i].unit_price,
-						 lines[i].discount, subtotal - lines[i].discount);
+		appendStringInfo(&buf,
+			"%s{\"product_id\": " INT64_FORMAT ", \"quantity\": %d, \"unit_price\": " INT64_FORMAT
+			", \"discount\": " INT64_FORMAT ", \"total\": " INT64_FORMAT "}",
+			i == 0 ? "[" : ", ", lines[i].product_id, lines[i].quantity, lines[i].unit_price, lines[i].discount,
+			subtotal - lines[i].discount);
 	}
 	appendStringInfoChar(&buf, ']');
 	return buf.data;

@@ -16,20 +16,20 @@
 /* One distinct product of an order. */
 typedef struct ShopItem
 {
-	int64		product_id;
-	int32		quantity;		/* summed over its mentions */
-	int32		line_no;		/* from 1, in order of first mention */
-	int64		unit_price;
-	int64		discount;
-	int32		slot;			/* nearest stock slot with enough units, or -1 */
+	int64 product_id;
+	int32 quantity; /* summed over its mentions */
+	int32 line_no;	/* from 1, in order of first mention */
+	int64 unit_price;
+	int64 discount;
+	int32 slot; /* nearest stock slot with enough units, or -1 */
 } ShopItem;
 
 /* Sorted by product_id. */
 typedef struct ShopItems
 {
-	ShopItem   *items;
-	int			n;
-	int64		subtotal;
+	ShopItem *items;
+	int n;
+	int64 subtotal;
 } ShopItems;
 
 extern ShopItems shop_items_parse(Jsonb *json);
@@ -39,4 +39,4 @@ extern void shop_items_insert(const ShopItems *items, int64 order_id);
 extern bool shop_items_same(const ShopItems *items, int64 order_id);
 extern char *shop_items_json(const ShopItems *items);
 
-#endif							/* SHOP_ORDER_H */
+#endif /* SHOP_ORDER_H */

@@ -43,20 +43,20 @@ static ShopQuery insert_order = SHOP_QUERY(
 /* A call of place_order and its answer. */
 typedef struct PlaceCall
 {
-	int64		user_id;
-	ShopItems	items;
-	bool		has_coupon;
-	int64		coupon_id;
-	bool		has_expected_total;
-	int64		expected_total;
-	char	   *key;
+	int64 user_id;
+	ShopItems items;
+	bool has_coupon;
+	int64 coupon_id;
+	bool has_expected_total;
+	int64 expected_total;
+	char *key;
 
-	int64		order_id;
-	int64		subtotal;
-	int64		discount;
-	int64		total;
-	int64		balance;
-	bool		replayed;
+	int64 order_id;
+	int64 subtotal;
+	int64 discount;
+	int64 total;
+	int64 balance;
+	bool replayed;
 } PlaceCall;
 
 SHOP_FUNCTION(shop_place_order);
@@ -66,8 +66,7 @@ SHOP_FUNCTION(shop_try_place_order);
 static bool
 find_replay(PlaceCall *call)
 {
-	if (call->key == NULL ||
-		shop_query(&find_order, SHOP_VALUES(shop_int8(call->user_id), shop_text(call->key))) == 0)
+	if (call->key == NULL || shop_query(&find_order, SHOP_VALUES(shop_int8(call->user_id), shop_text(call->key))) == 0)
 		return false;
 
 	call->order_id = shop_fetch_int8(0, 1);
@@ -77,17 +76,16 @@ find_replay(PlaceCall *call)
 	call->balance = shop_fetch_int8(0, 7);
 	call->replayed = true;
 	{
-		bool		no_coupon = shop_fetch_isnull(0, 2);
-		bool		no_expected_total = shop_fetch_isnull(0, 3);
-		int64		coupon_id = no_coupon ? 0 : shop_fetch_int8(0, 2);
-		int64		expected_total = no_expected_total ? 0 : shop_fetch_int8(0, 3);
+		bool no_coupon = shop_fetch_isnull(0, 2);
+		bool no_expected_total = shop_fetch_isnull(0, 3);
+		int64 coupon_id = no_coupon ? 0 : shop_fetch_int8(0, 2);
+		int64 expected_total = no_expected_total ? 0 : shop_fetch_int8(0, 3);
 
 		if (!shop_items_same(&call->items, call->order_id))
 			shop_key_reused(call->key, "items");
-		shop_same_int64_or_null(call->key, "coupon_id", coupon_id, no_coupon,
-								call->coupon_id, !call->has_coupon);
-		shop_same_int64_or_null(call->key, "expected_total", expected_total, no_expected_total,
-								call->expected_total, !call->has_expected_total);
+		shop_same_int64_or_null(call->key, "coupon_id", coupon_id, no_coupon, call->coupon_id, !call->has_coupon);
+		shop_same_int64_or_null(call->key, "expected_total", expected_total, no_expected_total, call->expected_total,
+			!call->has_expected_total);
 	}
 	return true;
 }
@@ -104,14 +102,13 @@ check_payment(PlaceCall *call, const ShopAccount *account)
 	call->total = call->subtotal - call->discount;
 
 	if (call->has_expected_total && call->expected_total != call->total)
-		return shop_refusal(SHOP_PRICE_CHANGED,
-							"{\"expected_total\": " INT64_FORMAT ", \"total\": " INT64_FORMAT "}",
-							call->expected_total, call->total);
+		return shop_refusal(SHOP_PRICE_CHANGED, "{\"expected_total\": " INT64_FORMAT ", \"total\": " INT64_FORMAT "}",
+			call->expected_total, call->total);
 	if (account->balance < call->total)
 		return shop_refusal(SHOP_INSUFFICIENT_POINTS,
-							"{\"user_id\": " INT64_FORMAT ", \"required\": " INT64_FORMAT ", \"balance\": " INT64_FORMAT "}",
-							call->user_id, call->total, account->balance);
-	return (ShopRefusal) {.condition = SHOP_NO_REFUSAL};
+			"{\"user_id\": " INT64_FORMAT ", \"required\": " INT64_FORMAT ", \"balance\": " INT64_FORMAT "}",
+			call->user_id, call->total, account->balance);
+	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
 }
 
 /* All that can be refused before the first write; ends with the account locked. */
@@ -137,11 +134,10 @@ static bool
 insert(PlaceCall *call, TimestampTz now)
 {
 	if (shop_query(&insert_order,
-				   SHOP_VALUES(shop_int8(call->user_id), shop_int8(call->subtotal), shop_int8(call->discount),
-							   shop_int8(call->total), shop_int8(call->balance),
-							   shop_int8_or_null(call->coupon_id, !call->has_coupon),
-							   shop_int8_or_null(call->expected_total, !call->has_expected_total),
-							   shop_time(now), shop_text(call->key))) == 0)
+			SHOP_VALUES(shop_int8(call->user_id), shop_int8(call->subtotal), shop_int8(call->discount),
+				shop_int8(call->total), shop_int8(call->balance), shop_int8_or_null(call->coupon_id, !call->has_coupon),
+				shop_int8_or_null(call->expected_total, !call->has_expected_total), shop_time(now),
+				shop_text(call->key))) == 0)
 		return false;
 	call->order_id = shop_fetch_int8(0, 1);
 	return true;
@@ -150,17 +146,17 @@ insert(PlaceCall *call, TimestampTz now)
 static void
 emit_paid(const PlaceCall *call, TimestampTz now)
 {
-	char		id[32];
-	char	   *time = shop_json_time(now);
+	char id[32];
+	char *time = shop_json_time(now);
 
 	snprintf(id, sizeof(id), INT64_FORMAT, call->order_id);
 	shop_emit("order.paid", "order", id,
-			  psprintf("{\"order_id\": %s, \"user_id\": " INT64_FORMAT ", \"status\": \"paid\", \"currency\": \"%s\""
-					   ", \"subtotal\": " INT64_FORMAT ", \"discount\": " INT64_FORMAT ", \"total\": " INT64_FORMAT
-					   ", \"coupon_id\": null, \"created_at\": \"%s\", \"paid_at\": \"%s\", \"lines\": %s}",
-					   id, call->user_id, shop_currency, call->subtotal, call->discount, call->total,
-					   time, time, shop_items_json(&call->items)),
-			  now);
+		psprintf("{\"order_id\": %s, \"user_id\": " INT64_FORMAT ", \"status\": \"paid\", \"currency\": \"%s\""
+				 ", \"subtotal\": " INT64_FORMAT ", \"discount\": " INT64_FORMAT ", \"total\": " INT64_FORMAT
+				 ", \"coupon_id\": null, \"created_at\": \"%s\", \"paid_at\": \"%s\", \"lines\": %s}",
+			id, call->user_id, shop_currency, call->subtotal, call->discount, call->total, time, time,
+			shop_items_json(&call->items)),
+		now);
 }
 
 static void
@@ -200,7 +196,7 @@ place(PlaceCall *call)
 static PlaceCall
 read_call(FunctionCallInfo fcinfo, const char *verb)
 {
-	PlaceCall	call = {.user_id = shop_arg_int64(fcinfo, 0, "user_id")};
+	PlaceCall call = {.user_id = shop_arg_int64(fcinfo, 0, "user_id")};
 
 	shop_arg_required(fcinfo, 1, "items");
 	call.items = shop_items_parse(PG_GETARG_JSONB_P(1));
@@ -218,15 +214,14 @@ read_call(FunctionCallInfo fcinfo, const char *verb)
 Datum
 shop_place_order(PG_FUNCTION_ARGS)
 {
-	PlaceCall	call = read_call(fcinfo, "place_order()");
+	PlaceCall call = read_call(fcinfo, "place_order()");
 
 	SPI_connect();
 	place(&call);
 	SPI_finish();
 	return shop_form_row(fcinfo,
-						 SHOP_VALUES(shop_int8(call.order_id), shop_text("paid"), shop_int8(call.subtotal),
-									 shop_int8(call.discount), shop_int8(call.total), shop_int8(call.balance),
-									 shop_null(), shop_bool(call.replayed)));
+		SHOP_VALUES(shop_int8(call.order_id), shop_text("paid"), shop_int8(call.subtotal), shop_int8(call.discount),
+			shop_int8(call.total), shop_int8(call.balance), shop_null(), shop_bool(call.replayed)));
 }
 
 static bool
@@ -245,7 +240,7 @@ place_within(void *arg)
 static ErrorData *
 try_place(PlaceCall *call)
 {
-	ErrorData  *error = shop_subtransaction(place_within, call);
+	ErrorData *error = shop_subtransaction(place_within, call);
 
 	if (error && !SHOP_IS_REFUSAL(error->sqlerrcode))
 		ReThrowError(error);
@@ -255,17 +250,15 @@ try_place(PlaceCall *call)
 Datum
 shop_try_place_order(PG_FUNCTION_ARGS)
 {
-	PlaceCall	call = read_call(fcinfo, "try_place_order()");
-	ErrorData  *refused = try_place(&call);
-	ShopValue	none = shop_null();
+	PlaceCall call = read_call(fcinfo, "try_place_order()");
+	ErrorData *refused = try_place(&call);
+	ShopValue none = shop_null();
 
 	if (refused)
-		return shop_form_row(fcinfo,
-							 SHOP_VALUES(shop_text(shop_condition_name(refused->sqlerrcode)),
-										 none, none, none, none, none, none, none, none,
-										 shop_datum(DirectFunctionCall1(jsonb_in, CStringGetDatum(refused->detail)))));
-	return shop_form_row(fcinfo,
-						 SHOP_VALUES(shop_text("ok"), shop_int8(call.order_id), shop_text("paid"),
+		return shop_form_row(
+			fcinfo, SHOP_VALUES(shop_text(shop_condition_name(refused->sqlerrcode)), none, none, none, none, none, none,
+						none, none, shop_datum(DirectFunctionCall1(jsonb_in, CStringGetDatum(refused->detail)))));
+	return shop_form_row(fcinfo, SHOP_VALUES(shop_text("ok"), shop_int8(call.order_id), shop_text("paid"),
 									 shop_int8(call.subtotal), shop_int8(call.discount), shop_int8(call.total),
 									 shop_int8(call.balance), none, shop_bool(call.replayed), none));
 }

@@ -39,8 +39,8 @@ refuse_unknown(int64 order_id)
 Datum
 shop_get_order(PG_FUNCTION_ARGS)
 {
-	int64		order_id = shop_arg_int64(fcinfo, 0, "order_id");
-	Datum		result;
+	int64 order_id = shop_arg_int64(fcinfo, 0, "order_id");
+	Datum result;
 
 	if (!shop_return_row(fcinfo, &get_order, SHOP_VALUES(shop_int8(order_id)), &result))
 		refuse_unknown(order_id);
@@ -51,7 +51,7 @@ shop_get_order(PG_FUNCTION_ARGS)
 Datum
 shop_order_lines(PG_FUNCTION_ARGS)
 {
-	int64		order_id = shop_arg_int64(fcinfo, 0, "order_id");
+	int64 order_id = shop_arg_int64(fcinfo, 0, "order_id");
 
 	if (shop_return_set(fcinfo, &get_lines, SHOP_VALUES(shop_int8(order_id))) == 0)
 		refuse_unknown(order_id);
@@ -61,11 +61,10 @@ shop_order_lines(PG_FUNCTION_ARGS)
 Datum
 shop_order_history(PG_FUNCTION_ARGS)
 {
-	int64		user_id = shop_arg_int64(fcinfo, 0, "user_id");
-	int64		before = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
-	int32		limit = shop_arg_limit(fcinfo, 2);
+	int64 user_id = shop_arg_int64(fcinfo, 0, "user_id");
+	int64 before = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
+	int32 limit = shop_arg_limit(fcinfo, 2);
 
-	(void) shop_return_set(fcinfo, &get_history,
-						   SHOP_VALUES(shop_int8(user_id), shop_int8(before), shop_int4(limit)));
+	(void) shop_return_set(fcinfo, &get_history, SHOP_VALUES(shop_int8(user_id), shop_int8(before), shop_int4(limit)));
 	return (Datum) 0;
 }

@@ -14,13 +14,11 @@
 #include "worker/worker.h"
 
 static ShopQuery find_endpoint = SHOP_QUERY(
-	"SELECT endpoint_id FROM shop.endpoint WHERE name = $1 AND NOT builtin",
-	TEXTOID);
+	"SELECT endpoint_id FROM shop.endpoint WHERE name = $1 AND NOT builtin", TEXTOID);
 
-static ShopQuery revive = SHOP_QUERY(
-	"UPDATE shop.delivery SET dead_at = NULL, attempts = 0, next_attempt_at = $2"
-	" WHERE endpoint_id = $1 AND dead_at IS NOT NULL"
-	"   AND ($3 IS NULL OR event_id = $3) AND ($4 IS NULL OR dead_at >= $4)",
+static ShopQuery revive = SHOP_QUERY("UPDATE shop.delivery SET dead_at = NULL, attempts = 0, next_attempt_at = $2"
+									 " WHERE endpoint_id = $1 AND dead_at IS NOT NULL"
+									 "   AND ($3 IS NULL OR event_id = $3) AND ($4 IS NULL OR dead_at >= $4)",
 	INT8OID, TIMESTAMPTZOID, UUIDOID, TIMESTAMPTZOID);
 
 SHOP_FUNCTION(shop_redrive);
@@ -30,12 +28,12 @@ SHOP_FUNCTION(shop_redrive_all);
 static int64
 redrive(const char *endpoint, ShopValue event_id, ShopValue since)
 {
-	int64		revived;
+	int64 revived;
 
 	if (shop_query(&find_endpoint, SHOP_VALUES(shop_text(endpoint))) == 0)
 		shop_refuse(SHOP_ENDPOINT_NOT_FOUND, "{\"endpoint\": %s}", shop_json_string(endpoint));
-	revived = (int64) shop_query(&revive, SHOP_VALUES(shop_int8(shop_fetch_int8(0, 1)), shop_time(shop_now()),
-													  event_id, since));
+	revived = (int64) shop_query(
+		&revive, SHOP_VALUES(shop_int8(shop_fetch_int8(0, 1)), shop_time(shop_now()), event_id, since));
 	if (revived > 0)
 		shop_worker_wake_at_commit();
 	return revived;
@@ -44,8 +42,8 @@ redrive(const char *endpoint, ShopValue event_id, ShopValue since)
 Datum
 shop_redrive(PG_FUNCTION_ARGS)
 {
-	char	   *endpoint = shop_arg_text(fcinfo, 0, "endpoint");
-	int64		revived;
+	char *endpoint = shop_arg_text(fcinfo, 0, "endpoint");
+	int64 revived;
 
 	shop_arg_required(fcinfo, 1, "event_id");
 	shop_write_verb("redrive()");
@@ -53,7 +51,7 @@ shop_redrive(PG_FUNCTION_ARGS)
 	revived = redrive(endpoint, shop_datum(PG_GETARG_DATUM(1)), shop_null());
 	if (revived == 0)
 		shop_refuse(SHOP_DEAD_LETTER_NOT_FOUND, "{\"endpoint\": %s, \"event_id\": \"%s\"}", shop_json_string(endpoint),
-					DatumGetCString(DirectFunctionCall1(uuid_out, PG_GETARG_DATUM(1))));
+			DatumGetCString(DirectFunctionCall1(uuid_out, PG_GETARG_DATUM(1))));
 	SPI_finish();
 	PG_RETURN_INT64(revived);
 }
@@ -61,9 +59,9 @@ shop_redrive(PG_FUNCTION_ARGS)
 Datum
 shop_redrive_all(PG_FUNCTION_ARGS)
 {
-	char	   *endpoint = shop_arg_text(fcinfo, 0, "endpoint");
-	ShopValue	since = PG_ARGISNULL(1) ? shop_null() : shop_time(PG_GETARG_TIMESTAMPTZ(1));
-	int64		revived;
+	char *endpoint = shop_arg_text(fcinfo, 0, "endpoint");
+	ShopValue since = PG_ARGISNULL(1) ? shop_null() : shop_time(PG_GETARG_TIMESTAMPTZ(1));
+	int64 revived;
 
 	shop_write_verb("redrive_all()");
 	SPI_connect();

@@ -138,8 +138,7 @@ static ShopQuery put_delivery = SHOP_QUERY(
 	INT8OID, INT8OID, UUIDOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID);
 
 static ShopQuery delete_deliveries = SHOP_QUERY(
-	"DELETE FROM shop.delivery WHERE endpoint_id = $1 AND event_no = ANY ($2)",
-	INT8OID, INT8ARRAYOID);
+	"DELETE FROM shop.delivery WHERE endpoint_id = $1 AND event_no = ANY ($2)", INT8OID, INT8ARRAYOID);
 
 /*
  * $2 are the numbers done; all up to $3 is done with.  A gap that is left
@@ -178,15 +177,15 @@ typedef struct Endpoint
 {
 	ShopEndpoint pub;
 	const ShopSink *sink;
-	int			failures;
-	int			max_attempts;
-	int			backoff_ms;
-	int			max_backoff_ms;
-	bool		closable;		/* may the holes up to horizon_no be closed? */
-	int64		horizon_no;
-	TimestampTz retry_at;		/* DT_NOBEGIN: at once */
-	Datum		types;
-	Datum		acked;
+	int failures;
+	int max_attempts;
+	int backoff_ms;
+	int max_backoff_ms;
+	bool closable; /* may the holes up to horizon_no be closed? */
+	int64 horizon_no;
+	TimestampTz retry_at; /* DT_NOBEGIN: at once */
+	Datum types;
+	Datum acked;
 } Endpoint;
 
 typedef enum EventState
@@ -195,36 +194,36 @@ typedef enum EventState
 	EVENT_UNWANTED,
 	EVENT_DELIVERED,
 	EVENT_FAILED,
-	EVENT_QUEUED				/* behind an earlier one of its key */
+	EVENT_QUEUED /* behind an earlier one of its key */
 } EventState;
 
 typedef struct Event
 {
-	int64		event_no;
-	Datum		id;
-	char	   *key;
-	Datum		event;
-	int			attempts;
-	bool		retry;			/* does it have a row in shop.delivery? */
-	EventState	state;
-	char	   *error;
+	int64 event_no;
+	Datum id;
+	char *key;
+	Datum event;
+	int attempts;
+	bool retry; /* does it have a row in shop.delivery? */
+	EventState state;
+	char *error;
 } Event;
 
 typedef struct Batch
 {
-	Event	   *events;
-	int			n;
-	bool		has_new;		/* was new work looked for at all? */
-	bool		has_last;
-	int64		last;			/* all that is visible up to here is in the batch */
-	int			calls;
-	char	   *last_error;
+	Event *events;
+	int n;
+	bool has_new; /* was new work looked for at all? */
+	bool has_last;
+	int64 last; /* all that is visible up to here is in the batch */
+	int calls;
+	char *last_error;
 } Batch;
 
 static int
 option(uint64 row, int column, int default_value)
 {
-	int			value = shop_fetch_int4(row, column);
+	int value = shop_fetch_int4(row, column);
 
 	return value > 0 ? value : default_value;
 }
@@ -232,8 +231,8 @@ option(uint64 row, int column, int default_value)
 static Datum
 copy_varlena(uint64 row, int column)
 {
-	bool		isnull;
-	Datum		value = shop_fetch(row, column, &isnull);
+	bool isnull;
+	Datum value = shop_fetch(row, column, &isnull);
 
 	return PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
 }
@@ -242,7 +241,7 @@ copy_varlena(uint64 row, int column)
 static bool
 lock(int64 endpoint_id, bool wait, Endpoint *endpoint)
 {
-	bool		isnull;
+	bool isnull;
 
 	if (shop_query(wait ? &lock_endpoint : &lock_free_endpoint, SHOP_VALUES(shop_int8(endpoint_id))) == 0)
 		return false;
@@ -272,14 +271,14 @@ append_events(Batch *batch, uint64 rows, bool retry)
 {
 	if (rows == 0)
 		return;
-	batch->events = batch->events ? repalloc(batch->events, sizeof(Event) * (batch->n + rows)) :
-		palloc(sizeof(Event) * rows);
+	batch->events = batch->events ? repalloc(batch->events, sizeof(Event) * (batch->n + rows))
+								  : palloc(sizeof(Event) * rows);
 	for (uint64 row = 0; row < rows; row++)
 	{
-		Event	   *event = &batch->events[batch->n++];
-		bool		wanted = shop_fetch_bool(row, 4);
-		bool		isnull;
-		Datum		id = shop_fetch(row, 2, &isnull);
+		Event *event = &batch->events[batch->n++];
+		bool wanted = shop_fetch_bool(row, 4);
+		bool isnull;
+		Datum id = shop_fetch(row, 2, &isnull);
 
 		memset(event, 0, sizeof(Event));
 		event->event_no = shop_fetch_int8(row, 1);
@@ -301,19 +300,21 @@ append_events(Batch *batch, uint64 rows, bool retry)
 static Batch
 load(const Endpoint *endpoint, int limit, TimestampTz now)
 {
-	Batch		batch = {0};
-	ShopValue	id = shop_int8(endpoint->pub.endpoint_id);
+	Batch batch = {0};
+	ShopValue id = shop_int8(endpoint->pub.endpoint_id);
 
 	/* A broken endpoint is probed with one event. */
 	if (endpoint->failures >= BREAKER_FAILURES)
 		limit = 1;
 
-	append_events(&batch, shop_query(&load_due, SHOP_VALUES(id, shop_time(now), shop_int4(Min(limit, MAX_CALLS)))), true);
+	append_events(
+		&batch, shop_query(&load_due, SHOP_VALUES(id, shop_time(now), shop_int4(Min(limit, MAX_CALLS)))), true);
 	batch.has_new = batch.n < limit;
 	if (batch.has_new)
 		append_events(&batch,
-					  shop_query(&load_new, SHOP_VALUES(id, shop_datum(endpoint->acked), shop_int4(limit),
-														shop_datum(endpoint->types))), false);
+			shop_query(
+				&load_new, SHOP_VALUES(id, shop_datum(endpoint->acked), shop_int4(limit), shop_datum(endpoint->types))),
+			false);
 	return batch;
 }
 
@@ -330,7 +331,7 @@ queue_key(Batch *batch, int from)
 static int
 collect(const Batch *batch, int from, int size, int *chosen, Datum *events)
 {
-	int			n = 0;
+	int n = 0;
 
 	for (int i = from; i < batch->n && n < size; i++)
 		if (batch->events[i].state == EVENT_UNTRIED)
@@ -358,15 +359,15 @@ mark_failed(Endpoint *endpoint, Batch *batch, int i, char *error)
 static void
 deliver(Endpoint *endpoint, Batch *batch)
 {
-	int		   *chosen = palloc(sizeof(int) * Max(batch->n, 1));
-	Datum	   *events = palloc(sizeof(Datum) * Max(batch->n, 1));
-	int			size = batch->n;
-	int			from = 0;
+	int *chosen = palloc(sizeof(int) * Max(batch->n, 1));
+	Datum *events = palloc(sizeof(Datum) * Max(batch->n, 1));
+	int size = batch->n;
+	int from = 0;
 
 	while (batch->calls < MAX_CALLS)
 	{
-		int			n = collect(batch, from, size, chosen, events);
-		char	   *error;
+		int n = collect(batch, from, size, chosen, events);
+		char *error;
 
 		if (n == 0)
 			return;
@@ -396,7 +397,7 @@ deliver(Endpoint *endpoint, Batch *batch)
 static TimestampTz
 back_off(const Endpoint *endpoint, int n, TimestampTz now)
 {
-	double		ms = endpoint->backoff_ms;
+	double ms = endpoint->backoff_ms;
 
 	for (int i = 1; i < n && ms < endpoint->max_backoff_ms; i++)
 		ms *= 2;
@@ -407,31 +408,30 @@ back_off(const Endpoint *endpoint, int n, TimestampTz now)
 static void
 store_failure(const Endpoint *endpoint, const Event *event, TimestampTz now)
 {
-	bool		queued = event->state == EVENT_QUEUED;
-	int			attempts = event->attempts + (queued ? 0 : 1);
-	bool		dead = attempts >= endpoint->max_attempts;
+	bool queued = event->state == EVENT_QUEUED;
+	int attempts = event->attempts + (queued ? 0 : 1);
+	bool dead = attempts >= endpoint->max_attempts;
 
 	/* What is queued already stays as it is. */
 	if (queued && event->retry)
 		return;
 	shop_query(&put_delivery,
-			   SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8(event->event_no), shop_datum(event->id),
-						   shop_text(event->key), shop_int4(attempts),
-						   shop_time(queued ? now : back_off(endpoint, attempts, now)),
-						   shop_text(event->error), dead && !queued ? shop_time(now) : shop_null()));
+		SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8(event->event_no), shop_datum(event->id),
+			shop_text(event->key), shop_int4(attempts), shop_time(queued ? now : back_off(endpoint, attempts, now)),
+			shop_text(event->error), dead && !queued ? shop_time(now) : shop_null()));
 }
 
 /* Writes down what became of the batch; returns the events delivered. */
 static int64
 record(Endpoint *endpoint, const Batch *batch, TimestampTz now)
 {
-	int64	   *done = palloc(sizeof(int64) * Max(batch->n, 1));
-	int64	   *retried = palloc(sizeof(int64) * Max(batch->n, 1));
-	int			ndone = 0;
-	int			nretried = 0;
-	int64		delivered = 0;
-	int64		closed = endpoint->horizon_no;
-	ShopValue	retry_at = shop_null();
+	int64 *done = palloc(sizeof(int64) * Max(batch->n, 1));
+	int64 *retried = palloc(sizeof(int64) * Max(batch->n, 1));
+	int ndone = 0;
+	int nretried = 0;
+	int64 delivered = 0;
+	int64 closed = endpoint->horizon_no;
+	ShopValue retry_at = shop_null();
 
 	for (int i = 0; i < batch->n; i++)
 	{
@@ -449,8 +449,8 @@ record(Endpoint *endpoint, const Batch *batch, TimestampTz now)
 			retried[nretried++] = event->event_no;
 	}
 	if (nretried > 0)
-		shop_query(&delete_deliveries,
-				   SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8_array(retried, nretried)));
+		shop_query(
+			&delete_deliveries, SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8_array(retried, nretried)));
 
 	/* Holes close only below what was all seen, just now, and done. */
 	if (batch->has_last)
@@ -461,11 +461,11 @@ record(Endpoint *endpoint, const Batch *batch, TimestampTz now)
 	if (endpoint->failures >= BREAKER_FAILURES)
 		retry_at = shop_time(back_off(endpoint, endpoint->failures - BREAKER_FAILURES + 1, now));
 
-	shop_query(&acknowledge,
-			   SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8_array(done, ndone),
-						   shop_int8_or_null(closed, !endpoint->closable || !batch->has_new), shop_int8(delivered), shop_time(now),
-						   shop_int4(endpoint->failures), retry_at, shop_text(batch->last_error),
-						   shop_datum(FullTransactionIdGetDatum(ReadNextFullTransactionId()))));
+	shop_query(
+		&acknowledge, SHOP_VALUES(shop_int8(endpoint->pub.endpoint_id), shop_int8_array(done, ndone),
+						  shop_int8_or_null(closed, !endpoint->closable || !batch->has_new), shop_int8(delivered),
+						  shop_time(now), shop_int4(endpoint->failures), retry_at, shop_text(batch->last_error),
+						  shop_datum(FullTransactionIdGetDatum(ReadNextFullTransactionId()))));
 	return delivered;
 }
 
@@ -487,9 +487,9 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait)
 {
 	ShopDelivered result = {.next_at = DT_NOEND};
 	TimestampTz now = shop_now();
-	Endpoint	endpoint = {0};
-	Batch		batch;
-	bool		isnull;
+	Endpoint endpoint = {0};
+	Batch batch;
+	bool isnull;
 
 	if (!lock(endpoint_id, wait, &endpoint))
 		return result;
@@ -509,7 +509,7 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait)
 	if (isnull)
 		result.next_at = DT_NOEND;
 	result.more = endpoint.failures < BREAKER_FAILURES &&
-		(batch.n >= limit || has_untried(&batch) || (batch.n > 0 && result.next_at <= now));
+				  (batch.n >= limit || has_untried(&batch) || (batch.n > 0 && result.next_at <= now));
 	return result;
 }
 
@@ -533,10 +533,10 @@ deliver_batch_here(int64 endpoint_id, int limit)
 static int64
 deliver_all(const char *name, int64 max_events)
 {
-	uint64		n;
-	int64	   *ids;
-	bool	   *builtin;
-	int64		delivered = 0;
+	uint64 n;
+	int64 *ids;
+	bool *builtin;
+	int64 delivered = 0;
 
 	shop_endpoint_ensure_builtin();
 	n = shop_query(&list_endpoints, SHOP_VALUES(shop_text(name)));
@@ -556,7 +556,7 @@ deliver_all(const char *name, int64 max_events)
 
 		do
 		{
-			int64		limit = builtin[i] ? 1000 : Min(max_events - delivered, 1000);
+			int64 limit = builtin[i] ? 1000 : Min(max_events - delivered, 1000);
 
 			if (limit <= 0)
 				break;
@@ -572,7 +572,7 @@ deliver_all(const char *name, int64 max_events)
 void
 shop_deliver_builtin(void)
 {
-	int64		endpoint_id;
+	int64 endpoint_id;
 
 	shop_endpoint_ensure_builtin();
 	shop_query(&find_builtin, NULL);
@@ -584,9 +584,9 @@ shop_deliver_builtin(void)
 Datum
 shop_deliver_events(PG_FUNCTION_ARGS)
 {
-	char	   *name = shop_arg_text_or_null(fcinfo, 0);
-	int32		max_events = shop_arg_int32(fcinfo, 1, "max_events");
-	int64		delivered;
+	char *name = shop_arg_text_or_null(fcinfo, 0);
+	int32 max_events = shop_arg_int32(fcinfo, 1, "max_events");
+	int64 delivered;
 
 	if (max_events < 1)
 		shop_reject("max_events", "must be greater than 0");

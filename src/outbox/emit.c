@@ -31,26 +31,31 @@ SHOP_FUNCTION(shop_emit_event);
 
 /* The types that the shop's own state changes are told by. */
 static const char *const own_types[] = {
-	"order.paid", "order.reserved", "order.released", "order.expired", "order.cancelled", "order.refunded",
-	"points.charged", "points.used", "coupon.issued",
+	"order.paid",
+	"order.reserved",
+	"order.released",
+	"order.expired",
+	"order.cancelled",
+	"order.refunded",
+	"points.charged",
+	"points.used",
+	"coupon.issued",
 };
 
 static void
-insert(const char *type, const char *aggregatetype, const char *aggregateid, Datum payload,
-	   int32 priority, TimestampTz now)
+insert(const char *type, const char *aggregatetype, const char *aggregateid, Datum payload, int32 priority,
+	TimestampTz now)
 {
 	shop_endpoint_expect_builtin();
 	(void) GetTopTransactionId();
-	shop_query(&insert_event,
-			   SHOP_VALUES(shop_text(type), shop_text(aggregatetype), shop_text(aggregateid),
-						   shop_datum(payload), shop_int4(priority), shop_time(now)));
+	shop_query(&insert_event, SHOP_VALUES(shop_text(type), shop_text(aggregatetype), shop_text(aggregateid),
+								  shop_datum(payload), shop_int4(priority), shop_time(now)));
 	shop_worker_wake_at_commit();
 }
 
 /* Emits an event of the shop's own; payload is a JSON text. */
 void
-shop_emit(const char *type, const char *aggregatetype, const char *aggregateid,
-		  const char *payload, TimestampTz now)
+shop_emit(const char *type, const char *aggregatetype, const char *aggregateid, const char *payload, TimestampTz now)
 {
 	insert(type, aggregatetype, aggregateid, DirectFunctionCall1(jsonb_in, CStringGetDatum(payload)), 0, now);
 }
@@ -60,20 +65,18 @@ char *
 shop_json_time(TimestampTz time)
 {
 	struct pg_tm tm;
-	fsec_t		fsec;
+	fsec_t fsec;
 
 	if (TIMESTAMP_NOT_FINITE(time) || timestamp2tm(time, NULL, &tm, &fsec, NULL, NULL) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("timestamp out of range")));
-	return psprintf("%04d-%02d-%02dT%02d:%02d:%02d.%06dZ",
-					tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, (int) fsec);
+		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
+	return psprintf("%04d-%02d-%02dT%02d:%02d:%02d.%06dZ", tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min,
+		tm.tm_sec, (int) fsec);
 }
 
 static char *
 arg_name(FunctionCallInfo fcinfo, int n, const char *name)
 {
-	char	   *value = shop_arg_text(fcinfo, n, name);
+	char *value = shop_arg_text(fcinfo, n, name);
 
 	if (*value == '\0' || strlen(value) > 255)
 		shop_reject(name, "must have 1 to 255 bytes");
@@ -83,12 +86,12 @@ arg_name(FunctionCallInfo fcinfo, int n, const char *name)
 Datum
 shop_emit_event(PG_FUNCTION_ARGS)
 {
-	char	   *type = arg_name(fcinfo, 0, "type");
-	char	   *aggregatetype = arg_name(fcinfo, 1, "aggregatetype");
-	char	   *aggregateid = arg_name(fcinfo, 2, "aggregateid");
-	int32		priority = shop_arg_int32(fcinfo, 4, "priority");
-	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
-	bool		isnull;
+	char *type = arg_name(fcinfo, 0, "type");
+	char *aggregatetype = arg_name(fcinfo, 1, "aggregatetype");
+	char *aggregateid = arg_name(fcinfo, 2, "aggregateid");
+	int32 priority = shop_arg_int32(fcinfo, 4, "priority");
+	pg_uuid_t *id = palloc(sizeof(pg_uuid_t));
+	bool isnull;
 
 	shop_arg_required(fcinfo, 3, "payload");
 	for (size_t i = 0; i < lengthof(own_types); i++)

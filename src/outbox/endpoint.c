@@ -58,15 +58,13 @@ static ShopQuery insert_builtin = SHOP_QUERY(
 	"   SET run_as = $1, system_identifier = $2, database_oid = $3, horizon_no = NULL, horizon_xid = NULL",
 	TEXTOID, INT8OID, OIDOID, TIMESTAMPTZOID);
 
-static ShopQuery read_endpoint = SHOP_QUERY(
-	"SELECT name, url, types, options, signed, run_as, state, pause_reason,"
-	"       delivered_total, last_delivered_at, last_error, created_at"
-	"  FROM shop.endpoints WHERE name = $1",
+static ShopQuery read_endpoint = SHOP_QUERY("SELECT name, url, types, options, signed, run_as, state, pause_reason,"
+											"       delivered_total, last_delivered_at, last_error, created_at"
+											"  FROM shop.endpoints WHERE name = $1",
 	TEXTOID);
 
-static ShopQuery pause_endpoint = SHOP_QUERY(
-	"UPDATE shop.endpoint SET paused = true, pause_reason = 'paused by ' || $2"
-	" WHERE name = $1 AND NOT builtin",
+static ShopQuery pause_endpoint = SHOP_QUERY("UPDATE shop.endpoint SET paused = true, pause_reason = 'paused by ' || $2"
+											 " WHERE name = $1 AND NOT builtin",
 	TEXTOID, TEXTOID);
 
 /* The horizon is in the numbers of the server it was noted on. */
@@ -80,8 +78,7 @@ static ShopQuery resume_endpoint = SHOP_QUERY(
 	TEXTOID, INT8OID, OIDOID);
 
 static ShopQuery lock_endpoint = SHOP_QUERY(
-	"SELECT FROM shop.endpoint WHERE name = $1 AND NOT builtin FOR UPDATE",
-	TEXTOID);
+	"SELECT FROM shop.endpoint WHERE name = $1 AND NOT builtin FOR UPDATE", TEXTOID);
 
 static ShopQuery delete_endpoint = SHOP_QUERY(
 	"WITH gone AS (DELETE FROM shop.endpoint WHERE name = $1 AND NOT builtin RETURNING endpoint_id)"
@@ -159,16 +156,16 @@ shop_endpoint_ensure_builtin(void)
 {
 	if (!shop_endpoint_builtin_is_home())
 		shop_query(&insert_builtin, SHOP_VALUES(shop_text(GetUserNameFromId(GetUserId(), false)), here(),
-												this_database(), shop_time(shop_now())));
+										this_database(), shop_time(shop_now())));
 }
 
 static Datum
 check_types(FunctionCallInfo fcinfo, int n)
 {
-	ArrayType  *types;
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
+	ArrayType *types;
+	Datum *elements;
+	bool *nulls;
+	int count;
 
 	shop_arg_required(fcinfo, n, "types");
 	types = PG_GETARG_ARRAYTYPE_P(n);
@@ -177,7 +174,7 @@ check_types(FunctionCallInfo fcinfo, int n)
 		shop_reject("types", "must have 1 to 100 elements");
 	for (int i = 0; i < count; i++)
 	{
-		int			length = nulls[i] ? 0 : VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i]));
+		int length = nulls[i] ? 0 : VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i]));
 
 		if (length < 1 || length > 255)
 			shop_reject("types", "must have elements of 1 to 255 bytes");
@@ -190,10 +187,9 @@ check_types(FunctionCallInfo fcinfo, int n)
 static void
 check_int_option(const char *name, const JsonbValue *value, int max)
 {
-	int64		number = 0;
+	int64 number = 0;
 
-	if (value->type != jbvNumeric || !shop_parse_integer(value->val.numeric, &number) ||
-		number < 1 || number > max)
+	if (value->type != jbvNumeric || !shop_parse_integer(value->val.numeric, &number) || number < 1 || number > max)
 		shop_reject("options", "must have an integer between 1 and %d as %s", max, name);
 }
 
@@ -202,8 +198,8 @@ static bool
 check_options(Jsonb *options)
 {
 	JsonbIterator *it;
-	JsonbValue	value;
-	bool		from_start = false;
+	JsonbValue value;
+	bool from_start = false;
 
 	if (!JB_ROOT_IS_OBJECT(options))
 		shop_reject("options", "must be a JSON object");
@@ -211,7 +207,7 @@ check_options(Jsonb *options)
 	(void) JsonbIteratorNext(&it, &value, false);
 	while (JsonbIteratorNext(&it, &value, true) == WJB_KEY)
 	{
-		char	   *key = pnstrdup(value.val.string.val, value.val.string.len);
+		char *key = pnstrdup(value.val.string.val, value.val.string.len);
 
 		(void) JsonbIteratorNext(&it, &value, true);
 		if (strcmp(key, "from_start") == 0)
@@ -235,7 +231,7 @@ check_options(Jsonb *options)
 static char *
 check_name(FunctionCallInfo fcinfo)
 {
-	char	   *name = shop_arg_text(fcinfo, 0, "name");
+	char *name = shop_arg_text(fcinfo, 0, "name");
 
 	if (*name == '\0' || strlen(name) > 255)
 		shop_reject("name", "must have 1 to 255 bytes");
@@ -247,13 +243,13 @@ check_name(FunctionCallInfo fcinfo)
 Datum
 shop_create_endpoint(PG_FUNCTION_ARGS)
 {
-	char	   *name = check_name(fcinfo);
-	char	   *url = shop_arg_text(fcinfo, 1, "url");
-	Datum		types = check_types(fcinfo, 2);
-	char	   *secret = shop_arg_text_or_null(fcinfo, 3);
-	bool		from_start;
-	Oid			role = GetOuterUserId();
-	Datum		result;
+	char *name = check_name(fcinfo);
+	char *url = shop_arg_text(fcinfo, 1, "url");
+	Datum types = check_types(fcinfo, 2);
+	char *secret = shop_arg_text_or_null(fcinfo, 3);
+	bool from_start;
+	Oid role = GetOuterUserId();
+	Datum result;
 
 	shop_arg_required(fcinfo, 4, "options");
 	from_start = check_options(PG_GETARG_JSONB_P(4));
@@ -263,10 +259,9 @@ shop_create_endpoint(PG_FUNCTION_ARGS)
 	SPI_connect();
 	shop_lock_xact_shared(SHOP_LOCK_RETENTION, 0);
 	shop_endpoint_ensure_builtin();
-	if (shop_query(&insert_endpoint,
-				   SHOP_VALUES(shop_text(name), shop_text(url), shop_datum(types), shop_text(secret),
-							   shop_datum(PG_GETARG_DATUM(4)), shop_text(GetUserNameFromId(role, false)),
-							   shop_bool(from_start), here(), this_database(), shop_time(shop_now()))) == 0)
+	if (shop_query(&insert_endpoint, SHOP_VALUES(shop_text(name), shop_text(url), shop_datum(types), shop_text(secret),
+										 shop_datum(PG_GETARG_DATUM(4)), shop_text(GetUserNameFromId(role, false)),
+										 shop_bool(from_start), here(), this_database(), shop_time(shop_now()))) == 0)
 		shop_refuse(SHOP_ENDPOINT_ALREADY_EXISTS, "{\"endpoint\": %s}", shop_json_string(name));
 	shop_query(&read_endpoint, SHOP_VALUES(shop_text(name)));
 	result = shop_current_row(fcinfo);
@@ -285,7 +280,7 @@ refuse_unknown(const char *name)
 static Datum
 change_endpoint(FunctionCallInfo fcinfo, ShopQuery *update, const ShopValue *values, const char *name)
 {
-	Datum		result;
+	Datum result;
 
 	SPI_connect();
 	if (shop_query(update, values) == 0)
@@ -300,29 +295,27 @@ change_endpoint(FunctionCallInfo fcinfo, ShopQuery *update, const ShopValue *val
 Datum
 shop_pause_endpoint(PG_FUNCTION_ARGS)
 {
-	char	   *name = shop_arg_text(fcinfo, 0, "name");
+	char *name = shop_arg_text(fcinfo, 0, "name");
 
 	shop_write_verb("pause_endpoint()");
 	return change_endpoint(fcinfo, &pause_endpoint,
-						   SHOP_VALUES(shop_text(name), shop_text(GetUserNameFromId(GetOuterUserId(), false))),
-						   name);
+		SHOP_VALUES(shop_text(name), shop_text(GetUserNameFromId(GetOuterUserId(), false))), name);
 }
 
 Datum
 shop_resume_endpoint(PG_FUNCTION_ARGS)
 {
-	char	   *name = shop_arg_text(fcinfo, 0, "name");
+	char *name = shop_arg_text(fcinfo, 0, "name");
 
 	shop_write_verb("resume_endpoint()");
-	return change_endpoint(fcinfo, &resume_endpoint,
-						   SHOP_VALUES(shop_text(name), here(), this_database()), name);
+	return change_endpoint(fcinfo, &resume_endpoint, SHOP_VALUES(shop_text(name), here(), this_database()), name);
 }
 
 Datum
 shop_drop_endpoint(PG_FUNCTION_ARGS)
 {
-	char	   *name = shop_arg_text(fcinfo, 0, "name");
-	Datum		result;
+	char *name = shop_arg_text(fcinfo, 0, "name");
+	Datum result;
 
 	shop_write_verb("drop_endpoint()");
 	SPI_connect();

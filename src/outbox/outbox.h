@@ -8,8 +8,8 @@
 #include "shop.h"
 
 /* emit.c */
-extern void shop_emit(const char *type, const char *aggregatetype, const char *aggregateid,
-					  const char *payload, TimestampTz now);
+extern void shop_emit(
+	const char *type, const char *aggregatetype, const char *aggregateid, const char *payload, TimestampTz now);
 extern char *shop_json_time(TimestampTz time);
 
 /* endpoint.c */
@@ -20,9 +20,9 @@ extern void shop_endpoint_expect_builtin(void);
 /* delivery.c */
 typedef struct ShopDelivered
 {
-	int64		delivered;
-	bool		more;			/* is more due already? */
-	TimestampTz next_at;		/* when the next retry is due, or DT_NOEND */
+	int64 delivered;
+	bool more;			 /* is more due already? */
+	TimestampTz next_at; /* when the next retry is due, or DT_NOEND */
 } ShopDelivered;
 
 extern ShopDelivered shop_deliver_batch(int64 endpoint_id, int limit, bool wait);
@@ -31,4 +31,4 @@ extern void shop_deliver_builtin(void);
 /* retention.c */
 extern int64 shop_outbox_clear(int limit);
 
-#endif							/* SHOP_OUTBOX_H */
+#endif /* SHOP_OUTBOX_H */

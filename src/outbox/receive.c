@@ -46,7 +46,7 @@ check_event(Jsonb *event)
 Datum
 shop_receive_event(PG_FUNCTION_ARGS)
 {
-	bool		is_new;
+	bool is_new;
 
 	shop_arg_required(fcinfo, 0, "event");
 	check_event(PG_GETARG_JSONB_P(0));

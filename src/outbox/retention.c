@@ -23,7 +23,8 @@
 static ShopQuery clear_events = SHOP_QUERY(
 	"WITH oldest AS MATERIALIZED"
 	"  (SELECT event_no, created_at FROM shop.outbox"
-	"    WHERE event_no < (SELECT min(coalesce((SELECT min(lower(g)) FROM unnest('{(,)}'::int8multirange - e.acked) g), 0))"
+	"    WHERE event_no < (SELECT min(coalesce((SELECT min(lower(g)) FROM unnest('{(,)}'::int8multirange - e.acked) "
+	"g), 0))"
 	"                        FROM shop.endpoint e)"
 	"    ORDER BY event_no LIMIT $2 + (SELECT count(*) FROM shop.delivery)),"
 	" gone AS"
@@ -45,7 +46,7 @@ int64
 shop_outbox_clear(int limit)
 {
 	TimestampTz before = TimestampTzPlusMilliseconds(shop_now(), -(int64) shop_outbox_retention * 60 * 1000);
-	int64		cleared;
+	int64 cleared;
 
 	/* A snapshot from before the lock might not show the newest endpoint. */
 	if (IsolationUsesXactSnapshot() || !shop_try_lock_xact(SHOP_LOCK_RETENTION, 0))

@@ -33,34 +33,31 @@ static const char scheme[] = "function:";
 /* A function to call: its quoted name and what it takes. */
 typedef struct Target
 {
-	Oid			oid;
-	char	   *name;
-	bool		takes_batch;
+	Oid oid;
+	char *name;
+	bool takes_batch;
 } Target;
 
 /* One call of an endpoint's function. */
 typedef struct Call
 {
 	const ShopEndpoint *endpoint;
-	Datum	   *events;
-	int			n;
+	Datum *events;
+	int n;
 } Call;
 
 static Target
 find_target(const char *url)
 {
 	const char *text = url + strlen(scheme);
-	List	   *names = stringToQualifiedNameList(text);
-	Oid			jsonb = JSONBOID;
-	Oid			jsonb_array = JSONBARRAYOID;
-	Target		target = {0};
+	List *names = stringToQualifiedNameList(text);
+	Oid jsonb = JSONBOID;
+	Oid jsonb_array = JSONBARRAYOID;
+	Target target = {0};
 
 	if (list_length(names) != 2)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("url must name its function with a schema"),
-				 errdetail("{\"argument\": \"url\"}"),
-				 errhint("Write function:schema.name.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("url must name its function with a schema"),
+						   errdetail("{\"argument\": \"url\"}"), errhint("Write function:schema.name.")));
 	target.oid = LookupFuncName(names, 1, &jsonb, true);
 	if (!OidIsValid(target.oid))
 	{
@@ -68,11 +65,9 @@ find_target(const char *url)
 		target.takes_batch = true;
 	}
 	if (!OidIsValid(target.oid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function %s(jsonb) does not exist", text),
-				 errdetail("{\"argument\": \"url\"}"),
-				 errhint("Create a function that takes one jsonb, an event, or jsonb[], a batch of them.")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("function %s(jsonb) does not exist", text),
+						   errdetail("{\"argument\": \"url\"}"),
+						   errhint("Create a function that takes one jsonb, an event, or jsonb[], a batch of them.")));
 	target.name = quote_qualified_identifier(strVal(linitial(names)), strVal(lsecond(names)));
 	return target;
 }
@@ -80,29 +75,28 @@ find_target(const char *url)
 static void
 check_function(const char *url, Oid role)
 {
-	Target		target = find_target(url);
+	Target target = find_target(url);
 
 	if (!SHOP_MAY_EXECUTE(target.oid, role))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for function %s", target.name),
-				 errdetail("{\"argument\": \"url\"}"),
-				 errhint("Grant EXECUTE on the function to the role that creates the endpoint.")));
+		ereport(
+			ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("permission denied for function %s", target.name),
+					   errdetail("{\"argument\": \"url\"}"),
+					   errhint("Grant EXECUTE on the function to the role that creates the endpoint.")));
 }
 
 static void
 call_target(const ShopEndpoint *endpoint, Datum *events, int n)
 {
-	Target		target = find_target(endpoint->url);
-	Datum		batch = PointerGetDatum(construct_array(events, n, JSONBOID, -1, false, TYPALIGN_INT));
-	Oid			type = JSONBARRAYOID;
-	Oid			role = get_role_oid(endpoint->run_as, false);
-	int			security = SECURITY_LOCAL_USERID_CHANGE;
-	char	   *sql;
-	int			rc;
+	Target target = find_target(endpoint->url);
+	Datum batch = PointerGetDatum(construct_array(events, n, JSONBOID, -1, false, TYPALIGN_INT));
+	Oid type = JSONBARRAYOID;
+	Oid role = get_role_oid(endpoint->run_as, false);
+	int security = SECURITY_LOCAL_USERID_CHANGE;
+	char *sql;
+	int rc;
 
-	sql = target.takes_batch ? psprintf("SELECT %s($1)", target.name) :
-		psprintf("SELECT %s(e) FROM pg_catalog.unnest($1) AS e", target.name);
+	sql = target.takes_batch ? psprintf("SELECT %s($1)", target.name)
+							 : psprintf("SELECT %s(e) FROM pg_catalog.unnest($1) AS e", target.name);
 
 	/*
 	 * An error takes the role back with the subtransaction.  A role that is
@@ -126,7 +120,8 @@ is_for_the_caller(int sqlstate)
 	if (IsBackgroundWorker)
 		return false;
 	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_OPERATOR_INTERVENTION ||
-		(IsolationUsesXactSnapshot() && ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_TO_CATEGORY(ERRCODE_T_R_SERIALIZATION_FAILURE));
+		   (IsolationUsesXactSnapshot() &&
+			   ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_TO_CATEGORY(ERRCODE_T_R_SERIALIZATION_FAILURE));
 }
 
 /* Nobody else limits a worker's statement. */
@@ -147,9 +142,9 @@ stop_timeout(void)
 static bool
 call_within(void *arg)
 {
-	Call	   *call = arg;
-	Oid			user;
-	int			security;
+	Call *call = arg;
+	Oid user;
+	int security;
 
 	GetUserIdAndSecContext(&user, &security);
 	start_timeout(call->endpoint);
@@ -164,8 +159,8 @@ call_within(void *arg)
 static char *
 deliver_to_function(const ShopEndpoint *endpoint, Datum *events, int n)
 {
-	Call		call = {endpoint, events, n};
-	ErrorData  *error = shop_subtransaction(call_within, &call);
+	Call call = {endpoint, events, n};
+	ErrorData *error = shop_subtransaction(call_within, &call);
 
 	stop_timeout();
 	if (error == NULL)

@@ -29,10 +29,8 @@ shop_sink_of(const char *url)
 			return sinks[i];
 	for (size_t i = 0; i < lengthof(planned_schemes); i++)
 		if (starts_with(url, planned_schemes[i]))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("this build cannot deliver to %s endpoints", planned_schemes[i]),
-					 errdetail("{\"argument\": \"url\"}"),
-					 errhint("Use a function: endpoint.")));
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							   errmsg("this build cannot deliver to %s endpoints", planned_schemes[i]),
+							   errdetail("{\"argument\": \"url\"}"), errhint("Use a function: endpoint.")));
 	shop_reject("url", "must start with function:, http://, https:// or kafka://");
 }

@@ -10,29 +10,29 @@
 /* An endpoint as a sink needs it. */
 typedef struct ShopEndpoint
 {
-	int64		endpoint_id;
-	char	   *name;
-	char	   *url;
-	char	   *run_as;			/* role name */
-	int			timeout_ms;
+	int64 endpoint_id;
+	char *name;
+	char *url;
+	char *run_as; /* role name */
+	int timeout_ms;
 } ShopEndpoint;
 
 typedef struct ShopSink
 {
-	const char *scheme;			/* what the url starts with */
+	const char *scheme; /* what the url starts with */
 
 	/* Refuses a url that cannot be delivered to, for the role that asks. */
-	void		(*check) (const char *url, Oid role);
+	void (*check)(const char *url, Oid role);
 
 	/*
 	 * Delivers CloudEvents (jsonb) in this transaction, all or none: NULL, or
 	 * what went wrong.
 	 */
-	char	   *(*deliver) (const ShopEndpoint *endpoint, Datum *events, int n);
+	char *(*deliver)(const ShopEndpoint *endpoint, Datum *events, int n);
 } ShopSink;
 
 extern const ShopSink shop_sink_function;
 
 extern const ShopSink *shop_sink_of(const char *url);
 
-#endif							/* SHOP_SINK_H */
+#endif /* SHOP_SINK_H */

@@ -36,7 +36,7 @@ begin(const char *activity)
 static void
 refresh_popular(void)
 {
-	int64		version;
+	int64 version;
 
 	begin("refreshing popular products");
 	shop_deliver_builtin();
@@ -50,7 +50,7 @@ refresh_popular(void)
 static void
 clear_outbox(void)
 {
-	int64		cleared;
+	int64 cleared;
 
 	do
 	{
@@ -72,7 +72,7 @@ merge_slots(void)
 static bool
 is_home(void)
 {
-	bool		home;
+	bool home;
 
 	begin("looking around");
 	home = shop_endpoint_builtin_is_home();
@@ -105,9 +105,7 @@ shop_keeper_main(Datum arg)
 	(void) shop_process_start(DatumGetObjectId(arg), SHOP_KEEPER);
 	begin("starting");
 	if (!shop_try_lock_session(SHOP_LOCK_KEEPER, 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("another keeper is running in this database")));
+		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another keeper is running in this database")));
 	shop_process_commit();
 	shop_process_run(keeper_cycle);
 }
@@ -116,8 +114,8 @@ shop_keeper_main(Datum arg)
 Datum
 shop_run_maintenance(PG_FUNCTION_ARGS)
 {
-	int64		cleared;
-	int64		merged;
+	int64 cleared;
+	int64 merged;
 
 	shop_write_verb("run_maintenance()");
 	SPI_connect();

@@ -37,11 +37,11 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#define LOOK_MS 1000			/* between looks at the workers */
-#define SCAN_MS 60000			/* between scans for databases nobody told us of */
-#define MAX_PAUSE_MS 60000		/* the longest pause before a restart */
-#define SHORT_LIFE_MS 60000		/* who lives longer has not failed */
-#define START_MS 10000			/* a worker that has not reported by then failed */
+#define LOOK_MS 1000		/* between looks at the workers */
+#define SCAN_MS 60000		/* between scans for databases nobody told us of */
+#define MAX_PAUSE_MS 60000	/* the longest pause before a restart */
+#define SHORT_LIFE_MS 60000 /* who lives longer has not failed */
+#define START_MS 10000		/* a worker that has not reported by then failed */
 
 static const char *const kind_names[SHOP_WORKER_KINDS] = {"relay", "keeper"};
 static const char *const kind_functions[SHOP_WORKER_KINDS] = {"shop_relay_main", "shop_keeper_main"};
@@ -68,7 +68,7 @@ start_process(const char *name, const char *function, Oid database)
 static void
 note_end(ShopWorker *worker, TimestampTz now)
 {
-	long		pause_ms = 1000;
+	long pause_ms = 1000;
 
 	if (worker->started_at != 0 && TimestampDifferenceExceeds(worker->started_at, now, SHORT_LIFE_MS))
 		worker->failures = 0;
@@ -105,7 +105,7 @@ start_worker(ShopDatabase *database, ShopWorkerKind kind, TimestampTz now)
 	{
 		worker->starting = false;
 		strlcpy(worker->last_error, "no free background worker slot: raise max_worker_processes",
-				sizeof(worker->last_error));
+			sizeof(worker->last_error));
 	}
 }
 
@@ -121,7 +121,7 @@ forget_stopper(ShopDatabase *database)
 static void
 retire(ShopDatabase *database)
 {
-	bool		running = false;
+	bool running = false;
 
 	for (int kind = 0; kind < SHOP_WORKER_KINDS; kind++)
 	{
@@ -169,10 +169,10 @@ reconcile(void)
 static Oid
 any_database(void)
 {
-	Oid			result = InvalidOid;
-	Relation	relation;
+	Oid result = InvalidOid;
+	Relation relation;
 	TableScanDesc scan;
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -182,8 +182,7 @@ any_database(void)
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
-		if (database->datallowconn && database->datconnlimit >= -1 &&
-			(!OidIsValid(result) || !database->datistemplate))
+		if (database->datallowconn && database->datconnlimit >= -1 && (!OidIsValid(result) || !database->datistemplate))
 			result = database->oid;
 	}
 	table_endscan(scan);
@@ -196,7 +195,7 @@ static void
 scan_if_due(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	bool		due;
+	bool due;
 
 	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
 	if (shop_shared->scanning && TimestampDifferenceExceeds(shop_shared->scanned_at, now, START_MS))
@@ -206,7 +205,7 @@ scan_if_due(void)
 		shop_shared->rescan = true;
 	}
 	due = !shop_shared->scanning &&
-		(shop_shared->rescan || TimestampDifferenceExceeds(shop_shared->scanned_at, now, SCAN_MS));
+		  (shop_shared->rescan || TimestampDifferenceExceeds(shop_shared->scanned_at, now, SCAN_MS));
 	if (due)
 	{
 		shop_shared->rescan = false;
@@ -293,18 +292,18 @@ want(Oid database_oid)
 }
 
 /* What ALTER DATABASE ... SET shop.worker has left behind. */
-static const char wanted_databases[] =
-"SELECT d.oid FROM pg_catalog.pg_db_role_setting s"
-" JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase"
-" CROSS JOIN LATERAL unnest(s.setconfig) AS c(setting)"
-" WHERE s.setrole = 0 AND d.datallowconn AND NOT d.datistemplate AND d.datconnlimit >= -1"
-"   AND lower(c.setting) IN ('shop.worker=on', 'shop.worker=true', 'shop.worker=yes', 'shop.worker=1')";
+static const char wanted_databases
+	[] = "SELECT d.oid FROM pg_catalog.pg_db_role_setting s"
+		 " JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase"
+		 " CROSS JOIN LATERAL unnest(s.setconfig) AS c(setting)"
+		 " WHERE s.setrole = 0 AND d.datallowconn AND NOT d.datistemplate AND d.datconnlimit >= -1"
+		 "   AND lower(c.setting) IN ('shop.worker=on', 'shop.worker=true', 'shop.worker=yes', 'shop.worker=1')";
 
 /* Finds the databases that want workers, and ends. */
 void
 shop_scanner_main(Datum arg)
 {
-	uint64		n;
+	uint64 n;
 
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
@@ -324,7 +323,7 @@ shop_scanner_main(Datum arg)
 		shop_shared->databases[i].wanted = false;
 	for (uint64 i = 0; i < n; i++)
 	{
-		bool		isnull;
+		bool isnull;
 
 		want(DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)));
 	}

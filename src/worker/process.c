@@ -57,7 +57,7 @@ forget_myself(int code, Datum arg)
 static bool
 register_myself(ShopDatabase *database, ShopWorkerKind kind)
 {
-	bool		ok;
+	bool ok;
 
 	myself = &database->workers[kind];
 	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
@@ -98,11 +98,11 @@ override_settings(void)
 static Oid
 extension_owner(Oid extension)
 {
-	Relation	relation = table_open(ExtensionRelationId, AccessShareLock);
+	Relation relation = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
-	HeapTuple	tuple;
-	Oid			owner = InvalidOid;
+	HeapTuple tuple;
+	Oid owner = InvalidOid;
 
 	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(extension));
 	scan = systable_beginscan(relation, ExtensionOidIndexId, true, NULL, 1, &key);
@@ -118,7 +118,7 @@ extension_owner(Oid extension)
 static Oid
 lock_extension(void)
 {
-	Oid			extension = get_extension_oid("shop", true);
+	Oid extension = get_extension_oid("shop", true);
 
 	if (!OidIsValid(extension))
 		return InvalidOid;
@@ -130,7 +130,7 @@ lock_extension(void)
 static void
 become_owner(void)
 {
-	Oid			owner;
+	Oid owner;
 
 	if (!shop_process_begin("starting"))
 		proc_exit(0);
@@ -216,7 +216,7 @@ static void
 note_error(void)
 {
 	MemoryContext context = MemoryContextSwitchTo(cycle_context);
-	ErrorData  *error = CopyErrorData();
+	ErrorData *error = CopyErrorData();
 
 	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
 	strlcpy(myself->last_error, error->message, sizeof(myself->last_error));
@@ -236,9 +236,9 @@ note_cycle(bool idle)
 
 /* Runs cycles for ever; each says how long to wait for work, in ms. */
 void
-shop_process_run(long (*cycle) (void))
+shop_process_run(long (*cycle)(void))
 {
-	long		timeout_ms;
+	long timeout_ms;
 
 	MemoryContextSwitchTo(cycle_context);
 	PG_TRY();

@@ -56,7 +56,7 @@ find_endpoints(int *n)
 static long
 ms_until(TimestampTz time)
 {
-	long		ms = POLL_MS;
+	long ms = POLL_MS;
 
 	if (time < DT_NOEND)
 		ms = (long) Max(0, (time - shop_now()) / 1000 + 1);
@@ -68,9 +68,9 @@ static long
 relay_cycle(void)
 {
 	TimestampTz next_at = DT_NOEND;
-	bool		more;
-	int			n;
-	int64	   *ids;
+	bool more;
+	int n;
+	int64 *ids;
 
 	pg_atomic_write_u32(&my_database->wake, 0);
 	pg_memory_barrier();
@@ -102,9 +102,7 @@ shop_relay_main(Datum arg)
 	my_database = shop_process_start(DatumGetObjectId(arg), SHOP_RELAY);
 	begin("starting");
 	if (!shop_try_lock_session(SHOP_LOCK_RELAY, 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("another relay is running in this database")));
+		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another relay is running in this database")));
 	shop_process_commit();
 	shop_process_run(relay_cycle);
 }

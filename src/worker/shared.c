@@ -51,7 +51,7 @@ init_worker(ShopWorker *worker)
 static void
 startup_shared(void)
 {
-	bool		found;
+	bool found;
 
 	if (previous_shmem_startup_hook)
 		previous_shmem_startup_hook();
@@ -114,7 +114,7 @@ shop_database_find(Oid database)
 static void
 set_latch_of(ShopWorker *worker)
 {
-	uint32		proc = pg_atomic_read_u32(&worker->proc);
+	uint32 proc = pg_atomic_read_u32(&worker->proc);
 
 	/* The process may be gone: then somebody is woken for nothing. */
 	if (proc > 0)
@@ -146,8 +146,7 @@ static void
 at_transaction_end(XactEvent event, void *arg)
 {
 	(void) arg;
-	if (event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PARALLEL_PRE_COMMIT ||
-		event == XACT_EVENT_PRE_PREPARE)
+	if (event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PARALLEL_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE)
 		return;
 	if (event == XACT_EVENT_COMMIT && shop_shared != NULL)
 	{
@@ -198,8 +197,8 @@ state_of(const ShopWorker *worker)
 static void
 put_worker(ReturnSetInfo *result, const char *kind, const ShopWorker *worker)
 {
-	Datum		values[5] = {CStringGetTextDatum(kind)};
-	bool		nulls[5] = {false, true, false, true, true};
+	Datum values[5] = {CStringGetTextDatum(kind)};
+	bool nulls[5] = {false, true, false, true, true};
 
 	values[2] = CStringGetTextDatum(worker ? state_of(worker) : "not running");
 	if (worker && worker->pid != 0)
@@ -225,9 +224,9 @@ Datum
 shop_worker_status(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	ShopWorker	launcher = {0};
+	ShopWorker launcher = {0};
 	ShopDatabase database = {0};
-	bool		found = false;
+	bool found = false;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (shop_shared != NULL)

@@ -34,7 +34,7 @@ static ProcessUtility_hook_type previous_utility_hook;
 static const char *
 database_needed(Node *statement)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
 	switch (nodeTag(statement))
 	{
@@ -45,14 +45,14 @@ database_needed(Node *statement)
 				return ((RenameStmt *) statement)->subname;
 			return NULL;
 		case T_AlterDatabaseStmt:
-			foreach(cell, ((AlterDatabaseStmt *) statement)->options)
+			foreach (cell, ((AlterDatabaseStmt *) statement)->options)
 				if (strcmp(((DefElem *) lfirst(cell))->defname, "tablespace") == 0)
 					return ((AlterDatabaseStmt *) statement)->dbname;
 			return NULL;
 		case T_CreatedbStmt:
-			foreach(cell, ((CreatedbStmt *) statement)->options)
+			foreach (cell, ((CreatedbStmt *) statement)->options)
 			{
-				DefElem    *option = lfirst(cell);
+				DefElem *option = lfirst(cell);
 
 				if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
 					return defGetString(option);
@@ -66,8 +66,8 @@ database_needed(Node *statement)
 static bool
 may_create_database(void)
 {
-	HeapTuple	role = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
-	bool		may = superuser();
+	HeapTuple role = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool may = superuser();
 
 	if (HeapTupleIsValid(role))
 	{
@@ -94,8 +94,8 @@ may_run(Node *statement, Oid database, bool in_block)
 static bool
 may_change_wanted(Node *statement)
 {
-	return IsA(statement, AlterDatabaseSetStmt) || IsA(statement, DropdbStmt) ||
-		IsA(statement, CreateExtensionStmt) || IsA(statement, AlterDatabaseStmt);
+	return IsA(statement, AlterDatabaseSetStmt) || IsA(statement, DropdbStmt) || IsA(statement, CreateExtensionStmt) ||
+		   IsA(statement, AlterDatabaseStmt);
 }
 
 /* Tells the workers of a database to end; false once there are none. */
@@ -103,7 +103,7 @@ static bool
 end_workers(Oid database_oid)
 {
 	ShopDatabase *database;
-	bool		running = false;
+	bool running = false;
 
 	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
 	database = shop_database_find(database_oid);
@@ -128,8 +128,7 @@ stop_workers(Oid database_oid)
 {
 	for (int i = 0; i < STOP_TRIES && end_workers(database_oid); i++)
 	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STOP_TRY_MS,
-						 PG_WAIT_EXTENSION);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STOP_TRY_MS, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -150,7 +149,7 @@ allow_workers(Oid database_oid)
 
 static void
 run_statement(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, ProcessUtilityContext context,
-			  ParamListInfo params, QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+	ParamListInfo params, QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	if (previous_utility_hook)
 		previous_utility_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
@@ -160,10 +159,10 @@ run_statement(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, Pr
 
 static void
 process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, ProcessUtilityContext context,
-				ParamListInfo params, QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+	ParamListInfo params, QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	const char *name = shop_shared ? database_needed(pstmt->utilityStmt) : NULL;
-	Oid			database = name ? get_database_oid(name, true) : InvalidOid;
+	Oid database = name ? get_database_oid(name, true) : InvalidOid;
 
 	if (shop_shared && may_change_wanted(pstmt->utilityStmt))
 		shop_launcher_rescan_at_commit();

@@ -27,32 +27,32 @@ typedef enum ShopWorkerKind
  */
 typedef struct ShopWorker
 {
-	pid_t		pid;			/* 0: not running */
-	bool		starting;		/* registered, has not reported yet */
-	bool		idle;
-	int			failures;		/* ends in a row, each after a short life */
+	pid_t pid;	   /* 0: not running */
+	bool starting; /* registered, has not reported yet */
+	bool idle;
+	int failures; /* ends in a row, each after a short life */
 	TimestampTz started_at;
-	TimestampTz retry_at;		/* not to be started before */
-	TimestampTz last_cycle_at;	/* 0: none yet */
-	pg_atomic_uint32 proc;		/* whose latch wakes it: proc number + 1 */
-	char		last_error[256];
+	TimestampTz retry_at;	   /* not to be started before */
+	TimestampTz last_cycle_at; /* 0: none yet */
+	pg_atomic_uint32 proc;	   /* whose latch wakes it: proc number + 1 */
+	char last_error[256];
 } ShopWorker;
 
 typedef struct ShopDatabase
 {
-	Oid			database;		/* InvalidOid: free */
-	bool		wanted;
-	pid_t		stopped_by;		/* the backend that wants no worker here */
-	pg_atomic_uint32 wake;		/* is there something to deliver? */
-	ShopWorker	workers[SHOP_WORKER_KINDS];
+	Oid database; /* InvalidOid: free */
+	bool wanted;
+	pid_t stopped_by;	   /* the backend that wants no worker here */
+	pg_atomic_uint32 wake; /* is there something to deliver? */
+	ShopWorker workers[SHOP_WORKER_KINDS];
 } ShopDatabase;
 
 typedef struct ShopShared
 {
-	LWLock	   *lock;
-	ShopWorker	launcher;
-	bool		rescan;			/* may the wanted databases have changed? */
-	bool		scanning;		/* is a scanner under way? */
+	LWLock *lock;
+	ShopWorker launcher;
+	bool rescan;   /* may the wanted databases have changed? */
+	bool scanning; /* is a scanner under way? */
 	TimestampTz scanned_at;
 	ShopDatabase databases[SHOP_MAX_DATABASES];
 } ShopShared;
@@ -70,7 +70,7 @@ extern ShopDatabase *shop_database_find(Oid database);
 extern ShopDatabase *shop_process_start(Oid database, ShopWorkerKind kind);
 extern bool shop_process_begin(const char *activity);
 extern void shop_process_commit(void);
-extern void shop_process_run(long (*cycle) (void));
+extern void shop_process_run(long (*cycle)(void));
 
 /* Utility statements that no worker may be in the way of (utility.c). */
 extern void shop_utility_init(void);
@@ -81,4 +81,4 @@ extern PGDLLEXPORT void shop_scanner_main(Datum arg);
 extern PGDLLEXPORT void shop_relay_main(Datum arg);
 extern PGDLLEXPORT void shop_keeper_main(Datum arg);
 
-#endif							/* SHOP_WORKER_H */
+#endif /* SHOP_WORKER_H */
