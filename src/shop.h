@@ -39,6 +39,7 @@ extern TimestampTz shop_now(void);
 #define SHOP_LOCK_RELAY 0x53480002	   /* the relay of a database (session level) */
 #define SHOP_LOCK_KEEPER 0x53480003	   /* the keeper of a database (session level) */
 #define SHOP_LOCK_RETENTION 0x53480004 /* shared: an endpoint is being made; exclusive: events are cleared */
+#define SHOP_LOCK_BUILTIN 0x53480005   /* the built-in endpoint is being made */
 
 extern void shop_lock_xact(int32 lock_class, int32 key);
 extern void shop_lock_xact_shared(int32 lock_class, int32 key);

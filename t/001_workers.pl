@@ -308,6 +308,20 @@ in_session($session, 'COMMIT');
 end_session($session);
 within($node, 'shopdb', 2, 'count(*) = 1 FROM flaky_events', 'an endpoint made while the relay waits for a lock gets its event at once');
 
+# A target that hangs is given up on, and not once for every event.
+$node->safe_psql(
+	'shopdb', q{
+	CREATE FUNCTION hang(event jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(600); END $$;
+	SELECT shop.create_endpoint('hang', 'function:public.hang', '{hang.*}', options => '{"timeout": 300}');
+	SELECT shop.emit_event('hang.a', 'test', 'key ' || n, '{}') FROM generate_series(1, 100) n;
+});
+$order = order($node, 'shopdb');
+within($node, 'shopdb', 4, received($order), 'an endpoint that hangs holds up no other for long');
+$order = order($node, 'shopdb');
+within($node, 'shopdb', 4, received($order), 'nor again');
+within($node, 'shopdb', 15, q{last_error LIKE '57014%' FROM shop.endpoints WHERE name = 'hang'}, 'it is shown as what it is');
+$node->safe_psql('shopdb', q{SELECT shop.drop_endpoint('hang')});
+
 #
 # Two databases; who a function is called as
 #

@@ -22,8 +22,8 @@ sub received
 	return "EXISTS (SELECT FROM shop.received_events WHERE type = 'order.paid' AND aggregateid = '$order_id')";
 }
 
-# A checksum of the rows of every table of the shop.  Of the built-in
-# subscriber, only what it is done with has to be the same.
+# A checksum of the rows of every table of the shop.  The built-in subscriber
+# moves to the copy with its first event, so its row may differ.
 sub checksums
 {
 	my ($db) = @_;
@@ -31,9 +31,8 @@ sub checksums
 		q{SELECT string_agg(quote_ident(relname), ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = 'shop'::regnamespace AND relkind = 'r'});
 	my $sql = join ' UNION ALL ', map
 	{
-		my $row = $_ eq 'endpoint' ? q{to_jsonb(t) - '{system_identifier,database_oid,run_as}'::text[]} : 'to_jsonb(t)';
 		my $filter = $_ eq 'endpoint' ? 'WHERE NOT builtin' : '';
-		"SELECT '$_', count(*), md5(string_agg(r, E'\\n' ORDER BY r)) FROM (SELECT ($row)::text COLLATE \"C\" AS r FROM shop.$_ t $filter) x"
+		"SELECT '$_', count(*), md5(string_agg(r, E'\\n' ORDER BY r)) FROM (SELECT to_jsonb(t)::text COLLATE \"C\" AS r FROM shop.$_ t $filter) x"
 	} split / /, $tables;
 
 	return value($node, $db, $sql);

@@ -97,9 +97,9 @@ shop_is_home(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL((uint64) PG_GETARG_INT64(0) == GetSystemIdentifier() && PG_GETARG_OID(1) == MyDatabaseId);
 }
 
-/* Has a committed transaction of this backend seen the built-in subscriber?  Has this one? */
-static bool builtin_known;
-static bool builtin_ensured;
+/* Is the built-in subscriber known to be there, or which transaction of ours has made it? */
+static bool builtin_seen;
+static FullTransactionId builtin_made_in;
 
 static ShopValue
 here(void)
@@ -121,33 +121,33 @@ shop_endpoint_builtin_is_home(void)
 }
 
 static void
-note_builtin(XactEvent event, void *arg)
+make_builtin(void)
 {
-	(void) arg;
-	if (event == XACT_EVENT_COMMIT)
-		builtin_known |= builtin_ensured;
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
-		builtin_ensured = false;
+	shop_query(&insert_builtin,
+		SHOP_VALUES(shop_text(GetUserNameFromId(GetUserId(), false)), here(), this_database(), shop_time(shop_now())));
 }
 
 /*
- * Called with every event: the first one of a backend sees to the built-in
- * subscriber.  (If the extension is dropped and created again, the plan of
- * the query goes stale.)
+ * Called with every event: until a backend has seen the built-in subscriber,
+ * it looks for it and makes it if need be.  What this transaction made itself
+ * may still be rolled back, so that does not count as seen; and while another
+ * transaction is making it nobody waits for that, but looks again at the next
+ * event.  (If the extension is dropped and created again, the plan of the
+ * query goes stale.)
  */
 void
 shop_endpoint_expect_builtin(void)
 {
-	static bool registered = false;
-
-	if (builtin_known && shop_query_is_planned(&find_builtin))
+	if (builtin_seen && shop_query_is_planned(&find_builtin))
 		return;
-	if (!registered)
-		RegisterXactCallback(note_builtin, NULL);
-	registered = true;
-	builtin_known = false;
-	shop_endpoint_ensure_builtin();
-	builtin_ensured = true;
+	if (shop_endpoint_builtin_is_home())
+		builtin_seen = !FullTransactionIdEquals(builtin_made_in, GetTopFullTransactionId());
+	else if (shop_try_lock_xact(SHOP_LOCK_BUILTIN, 0))
+	{
+		builtin_seen = false;
+		builtin_made_in = GetTopFullTransactionId();
+		make_builtin();
+	}
 }
 
 /* Sees to it that the built-in subscriber is there and at home. */
@@ -155,8 +155,7 @@ void
 shop_endpoint_ensure_builtin(void)
 {
 	if (!shop_endpoint_builtin_is_home())
-		shop_query(&insert_builtin, SHOP_VALUES(shop_text(GetUserNameFromId(GetUserId(), false)), here(),
-										this_database(), shop_time(shop_now())));
+		make_builtin();
 }
 
 static Datum

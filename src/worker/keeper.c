@@ -22,7 +22,7 @@
 
 /* What popular_products was last refreshed from; anything else at the start. */
 static int64 refreshed_version = -1;
-static TimestampTz refresh_at;
+static TimestampTz refreshed_at;
 
 SHOP_FUNCTION(shop_run_maintenance);
 
@@ -88,10 +88,10 @@ keeper_cycle(void)
 
 	if (is_home())
 	{
-		if (refresh_at <= now)
+		if (TimestampDifferenceExceeds(refreshed_at, now, shop_popular_interval * 1000))
 		{
 			refresh_popular();
-			refresh_at = TimestampTzPlusMilliseconds(now, (int64) shop_popular_interval * 1000);
+			refreshed_at = now;
 		}
 		clear_outbox();
 		merge_slots();
