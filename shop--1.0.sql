@@ -4,6 +4,7 @@
 -- A pre-existing schema must fail here, not be adopted: whoever made it could
 -- have planted objects in it.
 CREATE SCHEMA shop;
+COMMENT ON SCHEMA shop IS 'the core of a shop: everything here belongs to the extension';
 
 -- The launcher runs workers for the databases that carry this setting.
 DO $$
@@ -45,6 +46,7 @@ COMMENT ON FUNCTION shop.guard_drop() IS
 CREATE EVENT TRIGGER shop_guard_drop ON ddl_command_start
     WHEN TAG IN ('DROP EXTENSION')
     EXECUTE FUNCTION shop.guard_drop();
+COMMENT ON EVENT TRIGGER shop_guard_drop IS 'keeps a shop with orders from being dropped by mistake';
 
 ----------------------------------------------------------------------------
 -- catalog: what is sold
@@ -106,8 +108,8 @@ CREATE VIEW shop.products AS
 COMMENT ON VIEW shop.products IS 'the catalogue with the units available at the moment of the statement';
 
 CREATE FUNCTION shop.create_product(
-    name text, price bigint, stock bigint DEFAULT 0, idempotency_key text DEFAULT NULL)
-    RETURNS bigint
+    name text, price bigint, stock bigint DEFAULT 0, idempotency_key text DEFAULT NULL,
+    OUT product_id bigint)
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'shop_create_product';
 COMMENT ON FUNCTION shop.create_product(text, bigint, bigint, text) IS
@@ -131,8 +133,8 @@ CREATE FUNCTION shop.get_product(product_id bigint) RETURNS shop.products
 COMMENT ON FUNCTION shop.get_product(bigint) IS
     'one row of products, or product_not_found';
 
-CREATE FUNCTION shop.restock(product_id bigint, quantity integer, idempotency_key text DEFAULT NULL)
-    RETURNS bigint
+CREATE FUNCTION shop.restock(
+    product_id bigint, quantity integer, idempotency_key text DEFAULT NULL, OUT available bigint)
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'shop_restock';
 COMMENT ON FUNCTION shop.restock(bigint, integer, text) IS
@@ -170,6 +172,7 @@ COMMENT ON TABLE shop.point_entry IS 'append-only ledger, with the balance after
 
 CREATE TYPE shop.point_result AS (
     entry_id bigint, user_id bigint, amount bigint, balance bigint, replayed boolean);
+COMMENT ON TYPE shop.point_result IS 'a ledger entry; replayed: it was there already, under the idempotency key';
 
 CREATE FUNCTION shop.charge_points(user_id bigint, amount bigint, idempotency_key text DEFAULT NULL)
     RETURNS shop.point_result
@@ -237,14 +240,17 @@ COMMENT ON TABLE shop.order_line IS 'what was ordered, at the price it was order
 CREATE TYPE shop.order_result AS (
     order_id bigint, status text, subtotal bigint, discount bigint, total bigint, balance bigint,
     expires_at timestamptz, replayed boolean);
+COMMENT ON TYPE shop.order_result IS 'an order as its call left it; balance: the user''s points after it';
 
 CREATE TYPE shop.try_order_result AS (
     outcome text, order_id bigint, status text, subtotal bigint, discount bigint, total bigint, balance bigint,
     expires_at timestamptz, replayed boolean, detail jsonb);
+COMMENT ON TYPE shop.try_order_result IS 'outcome: ok, or the condition name of the refusal, whose figures are in detail';
 
 CREATE TYPE shop.order_details AS (
     order_id bigint, user_id bigint, status text, subtotal bigint, discount bigint, total bigint,
     coupon_id bigint, created_at timestamptz, expires_at timestamptz, paid_at timestamptz);
+COMMENT ON TYPE shop.order_details IS 'an order as it stands now';
 
 CREATE FUNCTION shop.place_order(
     user_id bigint, items jsonb, coupon_id bigint DEFAULT NULL, expected_total bigint DEFAULT NULL,
@@ -398,8 +404,8 @@ CREATE VIEW shop.dead_letters AS
 COMMENT ON VIEW shop.dead_letters IS 'events given up on, by endpoint; redrive() sends them again';
 
 CREATE FUNCTION shop.emit_event(
-    type text, aggregatetype text, aggregateid text, payload jsonb, priority integer DEFAULT 0)
-    RETURNS uuid
+    type text, aggregatetype text, aggregateid text, payload jsonb, priority integer DEFAULT 0,
+    OUT event_id uuid)
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'shop_emit_event';
 COMMENT ON FUNCTION shop.emit_event(text, text, text, jsonb, integer) IS
@@ -516,7 +522,7 @@ COMMENT ON FUNCTION shop.top_products(integer) IS
 
 CREATE FUNCTION shop.worker_status()
     RETURNS TABLE (kind text, pid integer, state text, last_cycle_at timestamptz, last_error text)
-    LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 3
+    LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 3
     AS 'MODULE_PATHNAME', 'shop_worker_status';
 COMMENT ON FUNCTION shop.worker_status() IS
     'what the view workers shows';

@@ -36,7 +36,7 @@ SELECT payload->>'created_at' AS created_at FROM shop.outbox ORDER BY event_no D
 RESET shop.test_clock;
 -- The currency is that of the setting
 SET shop.currency = 'EUR';
-SELECT balance FROM shop.charge_points(-7, 1);
+SELECT balance FROM shop.charge_points(-7, 10000);
 SELECT order_id FROM shop.place_order(-7, format('[{"product_id": %s, "quantity": 1}]', :tea)::jsonb) \gset
 SELECT type, payload->>'currency' AS currency FROM shop.outbox ORDER BY event_no DESC LIMIT 2;
 RESET shop.currency;
