@@ -41,10 +41,10 @@ CREATE FUNCTION shop.guard_drop() RETURNS event_trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'shop_guard_drop';
 COMMENT ON FUNCTION shop.guard_drop() IS
-    'refuses DROP EXTENSION shop while there are orders, unless shop.allow_drop is on';
+    'refuses DROP EXTENSION shop, or DROP OWNED by its owner, while there are orders, unless shop.allow_drop is on';
 
 CREATE EVENT TRIGGER shop_guard_drop ON ddl_command_start
-    WHEN TAG IN ('DROP EXTENSION')
+    WHEN TAG IN ('DROP EXTENSION', 'DROP OWNED')
     EXECUTE FUNCTION shop.guard_drop();
 COMMENT ON EVENT TRIGGER shop_guard_drop IS 'keeps a shop with orders from being dropped by mistake';
 

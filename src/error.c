@@ -73,6 +73,7 @@ static const ShopError others[] = {
 		"REPEATABLE READ and SERIALIZABLE only: run the transaction again"},
 	{"40P01", "deadlock_detected", 503, true, NULL, NULL,
 		"locks of the caller's own transaction were taken in opposite orders: run it again"},
+	{"42883", "undefined_function", 422, false, NULL, NULL, "the function that a url names does not exist"},
 	{"42501", "insufficient_privilege", 403, false, NULL, NULL,
 		"the role has not been granted access with shop.grant_access()"},
 	{"55000", "object_not_in_prerequisite_state", 409, false, NULL, NULL,
@@ -282,14 +283,16 @@ shop_parse_integer(Numeric number, int64 *result)
 {
 	char *text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number)));
 	char *end;
+	bool valid;
 
 	errno = 0;
 	*result = strtoi64(text, &end, 10);
-	if (errno != 0 || end == text)
-		return false;
+	valid = errno == 0 && end > text;
 	if (*end == '.')
 		end += 1 + strspn(end + 1, "0");
-	return *end == '\0';
+	valid &= *end == '\0';
+	pfree(text);
+	return valid;
 }
 
 /* The page size of a history: NULL is the default of 50. */

@@ -14,12 +14,14 @@
 #include <float.h>
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/event_trigger.h"
 #include "error.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "query.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
@@ -80,9 +82,9 @@ check_currency(char **value, void **extra, GucSource source)
 	return true;
 }
 
-/* What timestamptz_in does, without errors, which a setting must not raise. */
-static bool
-parse_timestamp(const char *text, TimestampTz *result)
+/* What timestamptz_in does, but without errors, which a setting must not raise. */
+bool
+shop_parse_time(const char *text, TimestampTz *result)
 {
 	char work[MAXDATELEN + MAXDATEFIELDS];
 	char *field[MAXDATEFIELDS];
@@ -107,7 +109,7 @@ check_test_clock(char **value, void **extra, GucSource source)
 	(void) source;
 	if (**value == '\0')
 		return true;
-	if (!parse_timestamp(*value, &clock))
+	if (!shop_parse_time(*value, &clock))
 	{
 		GUC_check_errdetail("shop.test_clock is a timestamp, or empty for the real time.");
 		return false;
@@ -232,15 +234,28 @@ shop_try_lock_session(int32 lock_class, int32 key)
 
 static ShopQuery any_order = SHOP_QUERY("SELECT FROM shop.orders LIMIT 1");
 
+static ShopQuery owned_by = SHOP_QUERY("SELECT FROM pg_extension WHERE extname = 'shop' AND extowner = $1", OIDOID);
+
+/* DROP EXTENSION shop, or DROP OWNED BY its owner? */
 static bool
-drops_shop(const Node *statement)
+drops_shop(Node *statement)
 {
-	const DropStmt *drop = (const DropStmt *) statement;
 	ListCell *cell;
 
-	if (!IsA(statement, DropStmt) || drop->removeType != OBJECT_EXTENSION)
+	if (IsA(statement, DropOwnedStmt))
+	{
+		foreach (cell, ((DropOwnedStmt *) statement)->roles)
+		{
+			Oid role = get_rolespec_oid(lfirst(cell), true);
+
+			if (shop_query_read(&owned_by, SHOP_VALUES(shop_datum(ObjectIdGetDatum(role)))) > 0)
+				return true;
+		}
 		return false;
-	foreach (cell, drop->objects)
+	}
+	if (!IsA(statement, DropStmt) || ((DropStmt *) statement)->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach (cell, ((DropStmt *) statement)->objects)
 		if (strcmp(strVal(lfirst(cell)), "shop") == 0)
 			return true;
 	return false;
@@ -257,11 +272,11 @@ shop_guard_drop(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
 						   errmsg("guard_drop() must be called as an event trigger")));
 	trigger = (EventTriggerData *) fcinfo->context;
-	if (shop_allow_drop || !drops_shop(trigger->parsetree))
+	if (shop_allow_drop)
 		PG_RETURN_NULL();
 
 	SPI_connect();
-	has_orders = shop_query_read(&any_order, NULL) > 0;
+	has_orders = drops_shop(trigger->parsetree) && shop_query_read(&any_order, NULL) > 0;
 	SPI_finish();
 	if (has_orders)
 		ereport(ERROR,

@@ -33,6 +33,7 @@ extern int shop_popular_interval; /* s */
 extern int shop_outbox_retention; /* min */
 
 extern TimestampTz shop_now(void);
+extern bool shop_parse_time(const char *text, TimestampTz *result);
 
 /* Advisory locks, in the two-key space; the second key is a hash. */
 #define SHOP_LOCK_USER 0x53480001	   /* a user without an account row */

@@ -459,6 +459,10 @@ restock(int64 product_id, int32 quantity, const char *key)
 		shop_stock_take(&(ShopDemand){product_id, -(int64) quantity, -1}, 1);
 
 	result = available(product_id);
+	if (result > SHOP_MAX_AMOUNT)
+		ereport(ERROR, (errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("stock is out of range"),
+						   errdetail("{\"argument\": \"quantity\", \"maximum\": " INT64_FORMAT "}", SHOP_MAX_AMOUNT),
+						   errhint("Add fewer units.")));
 	shop_query(&complete_movement, SHOP_VALUES(shop_int8(movement_id), shop_int8(result)));
 	return result;
 }

@@ -31,6 +31,7 @@
 #include "error.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "postmaster/bgworker.h"
 #include "query.h"
 #include "sink/sink.h"
 #include "utils/array.h"
@@ -41,13 +42,16 @@
 #define DEFAULT_MAX_ATTEMPTS 12
 #define DEFAULT_BACKOFF_MS 1000
 #define DEFAULT_MAX_BACKOFF_MS (10 * 60 * 1000)
-#define DEFAULT_TIMEOUT_MS (30 * 1000)
+#define DEFAULT_TIMEOUT_MS (5 * 1000)
 
 /* So many failures in a row, and the endpoint backs off as a whole. */
 #define BREAKER_FAILURES 20
 
 /* Subtransactions of one transaction; above 64, every snapshot gets slower. */
 #define MAX_CALLS 32
+
+/* A worker calls an endpoint no more for a while once this is used up: others wait. */
+#define BUDGET_MS 1000
 
 #define ENDPOINT_COLUMNS \
 	"endpoint_id, name, url, run_as, failures," \
@@ -97,18 +101,22 @@ static ShopQuery load_new = SHOP_QUERY(
 	"          (SELECT event_no FROM shop.outbox"
 	"            WHERE event_no >= gap.first AND event_no < gap.next AND event_no > upto.last"
 	"              AND event_no < (SELECT max(event_no) FROM urgent)"
-	"              AND aggregateid IN (SELECT aggregateid FROM urgent)) o),"
+	"              AND (aggregateid IN (SELECT aggregateid FROM urgent)) IS TRUE) o),"
 	" batch AS"
-	"  (SELECT event_no FROM plain UNION SELECT event_no FROM urgent UNION SELECT event_no FROM ahead)"
+	"  (SELECT event_no FROM plain UNION SELECT event_no FROM urgent UNION SELECT event_no FROM ahead),"
+	" ranked AS MATERIALIZED"
+	"  (SELECT event_no, row_number() OVER (ORDER BY urgency DESC, event_no) AS n"
+	"     FROM (SELECT o.event_no, max(o.priority) OVER (PARTITION BY o.aggregateid) AS urgency"
+	"             FROM batch JOIN shop.outbox o USING (event_no)) u)"
 	" SELECT o.event_no, o.id, o.aggregateid, w.wanted,"
 	"        w.wanted AND EXISTS (SELECT FROM shop.delivery d WHERE d.endpoint_id = $1"
 	"                             AND d.aggregateid = o.aggregateid AND d.dead_at IS NULL),"
-	"        CASE WHEN w.wanted THEN " EVENT " END,"
-	"        0, upto.last"
-	"   FROM upto, batch JOIN shop.outbox o USING (event_no)"
+	"        CASE WHEN w.wanted THEN " EVENT " END, 0,"
+	"        least(upto.last, (SELECT min(event_no) - 1 FROM ranked WHERE n > $3))"
+	"   FROM upto, ranked r JOIN shop.outbox o USING (event_no)"
 	"  CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM unnest($4) t WHERE t = '*' OR t = o.type"
 	"                             OR (t LIKE '%.*' AND starts_with(o.type, left(t, -1))))) w(wanted)"
-	"  ORDER BY max(o.priority) OVER (PARTITION BY o.aggregateid) DESC, o.event_no",
+	"  WHERE r.n <= $3 ORDER BY r.n",
 	INT8OID, INT8MULTIRANGEOID, INT4OID, TEXTARRAYOID);
 
 /* Retries of the keys whose first event is due, in order. */
@@ -312,8 +320,8 @@ load(const Endpoint *endpoint, int limit, TimestampTz now)
 	batch.has_new = batch.n < limit;
 	if (batch.has_new)
 		append_events(&batch,
-			shop_query(
-				&load_new, SHOP_VALUES(id, shop_datum(endpoint->acked), shop_int4(limit), shop_datum(endpoint->types))),
+			shop_query(&load_new,
+				SHOP_VALUES(id, shop_datum(endpoint->acked), shop_int4(limit - batch.n), shop_datum(endpoint->types))),
 			false);
 	return batch;
 }
@@ -352,45 +360,63 @@ mark_failed(Endpoint *endpoint, Batch *batch, int i, char *error)
 	queue_key(batch, i);
 }
 
+static void
+mark_delivered(Endpoint *endpoint, Batch *batch, const int *chosen, int n)
+{
+	for (int i = 0; i < n; i++)
+		batch->events[chosen[i]].state = EVENT_DELIVERED;
+	endpoint->failures = 0;
+}
+
+/* A worker has other endpoints to serve; a session has only this to do. */
+static bool
+may_go_on(const Endpoint *endpoint, const Batch *batch, TimestampTz started_at)
+{
+	return batch->calls < MAX_CALLS && endpoint->failures < BREAKER_FAILURES &&
+		   !(IsBackgroundWorker && TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), BUDGET_MS));
+}
+
 /*
  * Delivers what is untried, all at once if it can be, and where that fails in
- * ever smaller parts until the events that fail stand alone.
+ * ever smaller parts until the events that fail stand alone.  A call that
+ * timed out breaks the circuit at once: next comes a single event.
  */
 static void
 deliver(Endpoint *endpoint, Batch *batch)
 {
+	TimestampTz started_at = GetCurrentTimestamp();
 	int *chosen = palloc(sizeof(int) * Max(batch->n, 1));
 	Datum *events = palloc(sizeof(Datum) * Max(batch->n, 1));
 	int size = batch->n;
 	int from = 0;
 
-	while (batch->calls < MAX_CALLS)
+	do
 	{
 		int n = collect(batch, from, size, chosen, events);
+		bool timed_out = false;
 		char *error;
 
 		if (n == 0)
 			return;
-		error = endpoint->sink->deliver(&endpoint->pub, events, n);
+		error = endpoint->sink->deliver(&endpoint->pub, events, n, &timed_out);
 		batch->calls++;
 		if (error == NULL)
-		{
-			for (int i = 0; i < n; i++)
-				batch->events[chosen[i]].state = EVENT_DELIVERED;
-			endpoint->failures = 0;
-			from = chosen[n - 1] + 1;
-		}
-		else if (n > 1)
-			size = n / 2;
-		else
-		{
+			mark_delivered(endpoint, batch, chosen, n);
+		else if (n == 1)
 			mark_failed(endpoint, batch, chosen[0], error);
-			from = chosen[0] + 1;
-			size = batch->n;
-			if (endpoint->failures >= BREAKER_FAILURES)
-				return;
+		if (error == NULL || n == 1)
+		{
+			from = chosen[n - 1] + 1;
+			size = error == NULL ? size : batch->n;
 		}
-	}
+		else
+			size = n / 2;
+		if (timed_out)
+		{
+			batch->last_error = error;
+			endpoint->failures = Max(endpoint->failures, BREAKER_FAILURES);
+		}
+	} while (may_go_on(endpoint, batch, started_at));
 }
 
 /* The delay before try n + 1: doubled each time, up to a limit, give or take half. */

@@ -154,6 +154,9 @@ shop_endpoint_expect_builtin(void)
 void
 shop_endpoint_ensure_builtin(void)
 {
+	if (shop_endpoint_builtin_is_home())
+		return;
+	shop_lock_xact(SHOP_LOCK_BUILTIN, 0);
 	if (!shop_endpoint_builtin_is_home())
 		make_builtin();
 }

@@ -14,10 +14,10 @@
 
 static ShopQuery keep_event = SHOP_QUERY(
 	"INSERT INTO shop.received_events (event_id, type, aggregatetype, aggregateid, occurred_at, received_at, data)"
-	" SELECT ($1->>'id')::uuid, $1->>'type', $1->>'aggregatetype', $1->>'subject', ($1->>'time')::timestamptz, $2,"
+	" SELECT ($1->>'id')::uuid, $1->>'type', $1->>'aggregatetype', $1->>'subject', $3, $2,"
 	"        $1->'data'"
 	" ON CONFLICT (event_id) DO NOTHING",
-	JSONBOID, TIMESTAMPTZOID);
+	JSONBOID, TIMESTAMPTZOID, TIMESTAMPTZOID);
 
 SHOP_FUNCTION(shop_receive_event);
 
@@ -31,29 +31,68 @@ find_string(Jsonb *event, const char *key)
 	return value && value->type == jbvString ? value : NULL;
 }
 
+static char *
+get_string(Jsonb *event, const char *key)
+{
+	JsonbValue *value = find_string(event, key);
+
+	return value ? pnstrdup(value->val.string.val, value->val.string.len) : NULL;
+}
+
+/* 32 hexadecimal digits, whatever the hyphens. */
+static bool
+is_uuid(const char *text)
+{
+	int digits = 0;
+
+	for (; *text; text++)
+	{
+		if (isxdigit((unsigned char) *text))
+			digits++;
+		else if (*text != '-' || digits == 0 || digits % 4 != 0 || digits == 32 || text[-1] == '-')
+			return false;
+	}
+	return digits == 32;
+}
+
 /* CloudEvents wants id and type; our ids are uuids. */
 static void
 check_event(Jsonb *event)
 {
-	JsonbValue *id = find_string(event, "id");
-	JsonbValue *type = find_string(event, "type");
+	char *id = get_string(event, "id");
 
-	if (id == NULL || type == NULL)
+	if (id == NULL || find_string(event, "type") == NULL)
 		shop_reject("event", "must be a JSON object with an id and a type");
-	(void) DirectFunctionCall1(uuid_in, CStringGetDatum(pnstrdup(id->val.string.val, id->val.string.len)));
+	if (!is_uuid(id))
+		shop_reject("event", "must have a uuid as its id");
+}
+
+static ShopValue
+event_time(Jsonb *event)
+{
+	char *text = get_string(event, "time");
+	TimestampTz time;
+
+	if (text == NULL)
+		return shop_null();
+	if (!shop_parse_time(text, &time))
+		shop_reject("event", "must have a timestamp as its time");
+	return shop_time(time);
 }
 
 Datum
 shop_receive_event(PG_FUNCTION_ARGS)
 {
 	bool is_new;
+	ShopValue time;
 
 	shop_arg_required(fcinfo, 0, "event");
 	check_event(PG_GETARG_JSONB_P(0));
+	time = event_time(PG_GETARG_JSONB_P(0));
 	shop_write_verb("receive_event()");
 
 	SPI_connect();
-	is_new = shop_query(&keep_event, SHOP_VALUES(shop_datum(PG_GETARG_DATUM(0)), shop_time(shop_now()))) > 0;
+	is_new = shop_query(&keep_event, SHOP_VALUES(shop_datum(PG_GETARG_DATUM(0)), shop_time(shop_now()), time)) > 0;
 	SPI_finish();
 	PG_RETURN_BOOL(is_new);
 }

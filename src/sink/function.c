@@ -24,7 +24,6 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/regproc.h"
 #include "utils/timeout.h"
 #include "utils/varlena.h"
 
@@ -46,18 +45,27 @@ typedef struct Call
 	int n;
 } Call;
 
+/* schema.name as a list of two names. */
+static List *
+parse_name(const char *text)
+{
+	List *parts;
+
+	if (!SplitIdentifierString(pstrdup(text), '.', &parts) || list_length(parts) != 2)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("url must name its function with a schema"),
+						   errdetail("{\"argument\": \"url\"}"), errhint("Write function:schema.name.")));
+	return list_make2(makeString(linitial(parts)), makeString(lsecond(parts)));
+}
+
 static Target
 find_target(const char *url)
 {
 	const char *text = url + strlen(scheme);
-	List *names = stringToQualifiedNameList(text);
+	List *names = parse_name(text);
 	Oid jsonb = JSONBOID;
 	Oid jsonb_array = JSONBARRAYOID;
 	Target target = {0};
 
-	if (list_length(names) != 2)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("url must name its function with a schema"),
-						   errdetail("{\"argument\": \"url\"}"), errhint("Write function:schema.name.")));
 	target.oid = LookupFuncName(names, 1, &jsonb, true);
 	if (!OidIsValid(target.oid))
 	{
@@ -157,7 +165,7 @@ call_within(void *arg)
 }
 
 static char *
-deliver_to_function(const ShopEndpoint *endpoint, Datum *events, int n)
+deliver_to_function(const ShopEndpoint *endpoint, Datum *events, int n, bool *timed_out)
 {
 	Call call = {endpoint, events, n};
 	ErrorData *error = shop_subtransaction(call_within, &call);
@@ -167,6 +175,7 @@ deliver_to_function(const ShopEndpoint *endpoint, Datum *events, int n)
 		return NULL;
 	if (is_for_the_caller(error->sqlerrcode))
 		ReThrowError(error);
+	*timed_out = error->sqlerrcode == ERRCODE_QUERY_CANCELED;
 	return psprintf("%s: %s", unpack_sql_state(error->sqlerrcode), error->message);
 }
 

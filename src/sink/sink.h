@@ -26,9 +26,9 @@ typedef struct ShopSink
 
 	/*
 	 * Delivers CloudEvents (jsonb) in this transaction, all or none: NULL, or
-	 * what went wrong.
+	 * what went wrong, and whether that was a time-out.
 	 */
-	char *(*deliver)(const ShopEndpoint *endpoint, Datum *events, int n);
+	char *(*deliver)(const ShopEndpoint *endpoint, Datum *events, int n, bool *timed_out);
 } ShopSink;
 
 extern const ShopSink shop_sink_function;
