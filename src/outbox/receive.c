@@ -39,20 +39,21 @@ get_string(Jsonb *event, const char *key)
 	return value ? pnstrdup(value->val.string.val, value->val.string.len) : NULL;
 }
 
-/* 32 hexadecimal digits, whatever the hyphens. */
+/* What uuid_in takes: 32 hexadecimal digits, a hyphen after any four of them, braces around all. */
 static bool
 is_uuid(const char *text)
 {
+	bool braces = *text == '{';
 	int digits = 0;
 
-	for (; *text; text++)
+	for (text += braces; *text && *text != '}'; text++)
 	{
 		if (isxdigit((unsigned char) *text))
 			digits++;
 		else if (*text != '-' || digits == 0 || digits % 4 != 0 || digits == 32 || text[-1] == '-')
 			return false;
 	}
-	return digits == 32;
+	return digits == 32 && strcmp(text, braces ? "}" : "") == 0;
 }
 
 /* CloudEvents wants id and type; our ids are uuids. */
