@@ -27,18 +27,11 @@ static TimestampTz refreshed_at;
 SHOP_FUNCTION(shop_run_maintenance);
 
 static void
-begin(const char *activity)
-{
-	if (!shop_process_begin(activity))
-		proc_exit(0);
-}
-
-static void
 refresh_popular(void)
 {
 	int64 version;
 
-	begin("refreshing popular products");
+	shop_process_begin("refreshing popular products");
 	shop_deliver_builtin();
 	version = shop_popular_version();
 	if (version != refreshed_version)
@@ -55,7 +48,7 @@ clear_outbox(void)
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
-		begin("clearing the outbox");
+		shop_process_begin("clearing the outbox");
 		cleared = shop_outbox_clear(CHUNK);
 		shop_process_commit();
 	} while (cleared == CHUNK);
@@ -64,7 +57,7 @@ clear_outbox(void)
 static void
 merge_slots(void)
 {
-	begin("merging stock slots");
+	shop_process_begin("merging stock slots");
 	(void) shop_stock_merge(CHUNK);
 	shop_process_commit();
 }
@@ -74,7 +67,7 @@ is_home(void)
 {
 	bool home;
 
-	begin("looking around");
+	shop_process_begin("looking around");
 	home = shop_endpoint_builtin_is_home();
 	shop_process_commit();
 	return home;
@@ -103,7 +96,7 @@ void
 shop_keeper_main(Datum arg)
 {
 	(void) shop_process_start(DatumGetObjectId(arg), SHOP_KEEPER);
-	begin("starting");
+	shop_process_begin("starting");
 	if (!shop_try_lock_session(SHOP_LOCK_KEEPER, 0))
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another keeper is running in this database")));
 	shop_process_commit();

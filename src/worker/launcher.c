@@ -64,17 +64,17 @@ start_process(const char *name, const char *function, Oid database)
 	return RegisterDynamicBackgroundWorker(&worker, NULL);
 }
 
-/* The pause grows with every short life, from 1 s. */
+/* The pause grows with every failure after a short life, from 1 s. */
 static void
 note_end(ShopWorker *worker, TimestampTz now)
 {
 	long pause_ms = 1000;
 
-	if (worker->started_at != 0 && TimestampDifferenceExceeds(worker->started_at, now, SHORT_LIFE_MS))
+	if (!worker->failed || TimestampDifferenceExceeds(worker->started_at, now, SHORT_LIFE_MS))
 		worker->failures = 0;
 	for (int i = 0; i < worker->failures && pause_ms < MAX_PAUSE_MS; i++)
 		pause_ms *= 2;
-	worker->failures++;
+	worker->failures += worker->failed ? 1 : 0;
 	worker->retry_at = TimestampTzPlusMilliseconds(now, Min(pause_ms, MAX_PAUSE_MS));
 }
 
@@ -88,6 +88,7 @@ is_due(const ShopDatabase *database, ShopWorker *worker, TimestampTz now)
 		return false;
 	if (worker->starting || worker->started_at > worker->retry_at)
 	{
+		worker->failed |= worker->starting;
 		worker->starting = false;
 		note_end(worker, now);
 	}

@@ -4,7 +4,8 @@
  *
  * A worker connects to its database, becomes the extension's owner, and runs
  * cycles until it is told to end.  On an error it notes the message in shared
- * memory and dies; the launcher starts a clean process after a while.
+ * memory and dies; the launcher starts a clean process after a while.  A
+ * worker that somebody ended is started again after a second.
  *
  * Every transaction first looks for the extension and locks it against DROP
  * EXTENSION; a worker that does not find it ends by itself.
@@ -67,6 +68,7 @@ register_myself(ShopDatabase *database, ShopWorkerKind kind)
 		myself->pid = MyProcPid;
 		myself->started_at = GetCurrentTimestamp();
 		myself->idle = false;
+		myself->failed = true;
 		pg_atomic_write_u32(&myself->proc, SHOP_MY_PROC_NUMBER() + 1);
 	}
 	myself->starting = false;
@@ -132,8 +134,7 @@ become_owner(void)
 {
 	Oid owner;
 
-	if (!shop_process_begin("starting"))
-		proc_exit(0);
+	shop_process_begin("starting");
 	owner = extension_owner(get_extension_oid("shop", false));
 	SetSessionAuthorization(owner, superuser_arg(owner));
 	shop_process_commit();
@@ -167,8 +168,8 @@ shop_process_start(Oid database_oid, ShopWorkerKind kind)
 	return database;
 }
 
-/* Begins a transaction with SPI; false, and no transaction, without the extension. */
-bool
+/* Begins a transaction with SPI; without the extension this process ends. */
+void
 shop_process_begin(const char *activity)
 {
 	SetCurrentStatementStartTimestamp();
@@ -176,12 +177,12 @@ shop_process_begin(const char *activity)
 	if (!OidIsValid(lock_extension()))
 	{
 		AbortCurrentTransaction();
-		return false;
+		myself->failed = true;
+		proc_exit(0);
 	}
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	pgstat_report_activity(STATE_RUNNING, activity);
-	return true;
 }
 
 void
@@ -220,6 +221,7 @@ note_error(void)
 
 	LWLockAcquire(shop_shared->lock, LW_EXCLUSIVE);
 	strlcpy(myself->last_error, error->message, sizeof(myself->last_error));
+	myself->failed = true;
 	LWLockRelease(shop_shared->lock);
 	MemoryContextSwitchTo(context);
 }
@@ -241,6 +243,7 @@ shop_process_run(long (*cycle)(void))
 	long timeout_ms;
 
 	MemoryContextSwitchTo(cycle_context);
+	myself->failed = false;
 	PG_TRY();
 	{
 		for (;;)

@@ -29,20 +29,13 @@ static ShopQuery list_endpoints = SHOP_QUERY(
 
 static ShopDatabase *my_database;
 
-static void
-begin(const char *activity)
-{
-	if (!shop_process_begin(activity))
-		proc_exit(0);
-}
-
 /* The endpoints there are, in memory that outlives the transaction. */
 static int64 *
 find_endpoints(int *n)
 {
 	static int64 *ids = NULL;
 
-	begin("looking for endpoints");
+	shop_process_begin("looking for endpoints");
 	*n = (int) shop_query(&list_endpoints, NULL);
 	ids = ids ? realloc(ids, sizeof(int64) * (*n + 1)) : malloc(sizeof(int64) * (*n + 1));
 	if (ids == NULL)
@@ -84,7 +77,7 @@ relay_cycle(void)
 			ShopDelivered batch;
 
 			CHECK_FOR_INTERRUPTS();
-			begin("delivering events");
+			shop_process_begin("delivering events");
 			batch = shop_deliver_batch(ids[i], BATCH, false);
 			shop_process_commit();
 			more |= batch.more;
@@ -100,7 +93,7 @@ void
 shop_relay_main(Datum arg)
 {
 	my_database = shop_process_start(DatumGetObjectId(arg), SHOP_RELAY);
-	begin("starting");
+	shop_process_begin("starting");
 	if (!shop_try_lock_session(SHOP_LOCK_RELAY, 0))
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another relay is running in this database")));
 	shop_process_commit();

@@ -191,7 +191,7 @@ state_of(const ShopWorker *worker)
 		return worker->idle ? "idle" : "running";
 	if (worker->starting)
 		return "starting";
-	return worker->failures > 0 ? "backing off" : "stopped";
+	return worker->retry_at > GetCurrentTimestamp() ? "backing off" : "stopped";
 }
 
 static void

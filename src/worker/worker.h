@@ -31,6 +31,7 @@ typedef struct ShopWorker
 	bool starting; /* registered, has not reported yet */
 	bool idle;
 	int failures; /* ends in a row, each after a short life */
+	bool failed;  /* would an end now be a failure, rather than somebody's wish? */
 	TimestampTz started_at;
 	TimestampTz retry_at;	   /* not to be started before */
 	TimestampTz last_cycle_at; /* 0: none yet */
@@ -68,7 +69,7 @@ extern ShopDatabase *shop_database_find(Oid database);
 
 /* For the worker processes themselves (process.c). */
 extern ShopDatabase *shop_process_start(Oid database, ShopWorkerKind kind);
-extern bool shop_process_begin(const char *activity);
+extern void shop_process_begin(const char *activity);
 extern void shop_process_commit(void);
 extern void shop_process_run(long (*cycle)(void));
 
