@@ -325,6 +325,18 @@ SELECT shop.deliver_events() AS the_rest;
 SELECT key, array_agg((data->>'no')::integer ORDER BY n) FROM public.got GROUP BY key ORDER BY key;
 SELECT name FROM shop.drop_endpoint('e');
 TRUNCATE public.got RESTART IDENTITY;
+-- Retries that are due count as well
+INSERT INTO public.broken VALUES ('*');
+SELECT name FROM shop.create_endpoint('e', 'function:public.take');
+SELECT count(public.emit('r' || i, i)) FROM generate_series(1, 3) i;
+SELECT shop.deliver_events();
+TRUNCATE public.broken;
+SELECT count(public.emit('s' || i, i)) FROM generate_series(1, 3) i;
+SET shop.test_clock = '2026-11-20 12:02:40+00';
+SELECT shop.deliver_events(max_events => 2), shop.deliver_events(max_events => 3), shop.deliver_events(max_events => 4);
+SELECT array_agg(key ORDER BY n) FROM public.got;
+SELECT name FROM shop.drop_endpoint('e');
+TRUNCATE public.got RESTART IDENTITY;
 --
 -- The function runs as the role that created the endpoint
 --
@@ -363,6 +375,17 @@ DROP FUNCTION public.short_lived(jsonb);
 SELECT public.emit('k', 1);
 SELECT shop.deliver_events();
 SELECT endpoint, state, retrying, last_error FROM shop.outbox_metrics();
+SELECT name FROM shop.drop_endpoint('e');
+-- A statement that takes too long is the caller's to cancel: no event has failed
+CREATE FUNCTION public.slow(event jsonb) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(60)';
+SELECT name FROM shop.create_endpoint('e', 'function:public.slow');
+SELECT public.emit('k', 1);
+\set SHOW_CONTEXT never
+SET statement_timeout = '100ms';
+SELECT shop.deliver_events('e');
+RESET statement_timeout;
+\set SHOW_CONTEXT errors
+SELECT endpoint, state, pending, retrying, last_error FROM shop.outbox_metrics();
 SELECT name FROM shop.drop_endpoint('e');
 --
 -- Numbers drawn by rolled back transactions: later events pass, then the holes close
@@ -414,7 +437,7 @@ SELECT array_agg(data->>'no' ORDER BY n) FROM public.got;
 -- The metrics of an endpoint with a backlog
 --
 SELECT count(public.emit('k', i)) FROM generate_series(1, 3) i;
-SET shop.test_clock = '2026-11-20 13:02:30+00';
+SET shop.test_clock = '2026-11-20 13:02:40+00';
 SELECT endpoint, state, retrying, dead, oldest_age, delivered_total, last_delivered_at, last_error FROM shop.outbox_metrics();
 SELECT shop.deliver_events();
 SELECT endpoint, state, retrying, dead, oldest_age, delivered_total, last_delivered_at, last_error FROM shop.outbox_metrics();
@@ -424,4 +447,4 @@ DROP TABLE public.got, public.broken, public.ids;
 DROP VIEW public.waiting;
 DROP FUNCTION public.take(jsonb), public.take_all(jsonb[]), public.take_nothing(), public.take_text(text), public.show(jsonb),
     public.take_exact(jsonb), public.take_family(jsonb), public.take_any(jsonb), public.take_odd(jsonb),
-    public.take_secret(jsonb), public.forbidden(jsonb), public.whoami(jsonb), public.emit(text, integer, text, integer);
+    public.take_secret(jsonb), public.forbidden(jsonb), public.whoami(jsonb), public.slow(jsonb), public.emit(text, integer, text, integer);

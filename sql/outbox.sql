@@ -109,4 +109,29 @@ SELECT name FROM shop.drop_endpoint('platform');
 SELECT name FROM shop.create_endpoint('platform', 'function:shop.receive_event', options => '{"from_start": true}');
 SELECT shop.deliver_events() > 0 AS delivered_again;
 SELECT count(*) = (SELECT count(*) FROM shop.outbox) AS kept_once FROM shop.received_events;
+-- Taken back with its transaction, an event is new again
+BEGIN;
+SELECT shop.receive_event('{"id": "00000000-0000-0000-0000-000000000009", "type": "x"}') AS is_new;
+ROLLBACK;
+SELECT shop.receive_event('{"id": "00000000-0000-0000-0000-000000000009", "type": "x"}') AS is_new;
+--
+-- Texts come out as they went in, times in one form
+--
+SELECT amount FROM shop.use_points(7, 1, E'gift "1"\\\n\t');
+SELECT payload->>'reason' = E'gift "1"\\\n\t' AS intact FROM shop.outbox ORDER BY event_no DESC LIMIT 1;
+SET DateStyle = 'German';
+SELECT amount FROM shop.charge_points(7, 1);
+SELECT payload->>'created_at' AS created_at FROM shop.outbox ORDER BY event_no DESC LIMIT 1;
+SET DateStyle = 'ISO, YMD';
+SET shop.test_clock = '0999-01-01 00:00:00+00';
+SELECT amount FROM shop.charge_points(7, 1);
+SELECT payload->>'created_at' AS created_at FROM shop.outbox ORDER BY event_no DESC LIMIT 1;
+SELECT count(shop.emit_event('x', 'x', ' ', p)) AS any_json FROM unnest('{1,true,"\"s\"","[]"}'::jsonb[]) p;
+SELECT bool_and(substr(id::text, 15, 1) = '4') AS random_ids FROM shop.outbox;
+-- The catalogue and the stock have no events
+SELECT count(*) AS before FROM shop.outbox \gset
+SELECT shop.restock(1, 1) > 0 AS restocked;
+SELECT price FROM shop.set_price(1, 1);
+SELECT status FROM shop.set_product_status(1, 'suspended');
+SELECT count(*) - :before AS new FROM shop.outbox;
 SELECT * FROM shop.verify();

@@ -59,6 +59,15 @@ SELECT product_id, quantity FROM shop.top_products();
 RESET TimeZone;
 SET TimeZone = 'UTC';
 --
+-- A refresh without a sale is the same ranking, of now; sales stay when the window has passed them
+--
+SELECT public.sell('2026-12-01 10:10:00+00', 3, 2);
+SELECT shop.refresh_popular_products();
+SET shop.test_clock = '2026-12-01 10:20:00+00';
+SELECT shop.refresh_popular_products();
+SELECT rank, product_id, quantity, refreshed_at FROM shop.top_products();
+SELECT sum(quantity) FROM shop.product_sales;
+--
 -- Ranking: by units, equal units by product_id; lines and orders add up; revenue is no matter
 --
 SELECT public.sell('2026-12-10 10:00:00+00', 8, 3);

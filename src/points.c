@@ -197,11 +197,16 @@ book(PointCall *call)
 	emit_points(call, now);
 }
 
+static void
+check_amount(int64 amount)
+{
+	if (amount <= 0)
+		shop_reject("amount", "must be greater than 0");
+}
+
 static Datum
 run_call(FunctionCallInfo fcinfo, PointCall *call)
 {
-	if (call->asked <= 0)
-		shop_reject("amount", "must be greater than 0");
 	SPI_connect();
 	book(call);
 	SPI_finish();
@@ -218,6 +223,7 @@ shop_charge_points(PG_FUNCTION_ARGS)
 	call.asked = shop_arg_int64(fcinfo, 1, "amount");
 	call.amount = call.asked;
 	call.key = shop_arg_key(fcinfo, 2);
+	check_amount(call.asked);
 	shop_write_verb("charge_points()");
 	return run_call(fcinfo, &call);
 }
@@ -232,6 +238,7 @@ shop_use_points(PG_FUNCTION_ARGS)
 	call.amount = -call.asked;
 	call.reason = shop_arg_text_or_null(fcinfo, 2);
 	call.key = shop_arg_key(fcinfo, 3);
+	check_amount(call.asked);
 	if (call.reason && strlen(call.reason) > 1000)
 		shop_reject("reason", "must have at most 1000 bytes");
 	shop_write_verb("use_points()");
