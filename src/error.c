@@ -168,18 +168,6 @@ shop_raise(ShopRefusal refusal)
 		(errcode(sqlstate_of(e)), errmsg("%s", e->message), errdetail("%s", refusal.detail), errhint("%s", e->hint)));
 }
 
-void
-shop_refuse(ShopCondition condition, const char *detail, ...)
-{
-	ShopRefusal refusal = {.condition = condition};
-	va_list args;
-
-	va_start(args, detail);
-	refusal.detail = format_detail(detail, args);
-	va_end(args);
-	shop_raise(refusal);
-}
-
 /* Bad input: 22023, naming the argument. */
 void
 shop_reject(const char *argument, const char *message, ...)

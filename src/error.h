@@ -39,8 +39,7 @@ typedef struct ShopRefusal
 
 extern ShopRefusal shop_refusal(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3);
 extern void shop_raise(ShopRefusal refusal) pg_attribute_noreturn();
-extern void shop_refuse(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3)
-	pg_attribute_noreturn();
+#define shop_refuse(condition, ...) shop_raise(shop_refusal((condition), __VA_ARGS__))
 extern const char *shop_condition_name(int sqlstate);
 
 extern void shop_reject(const char *argument, const char *message, ...) pg_attribute_printf(2, 3)
