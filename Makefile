@@ -52,8 +52,8 @@ DATA        = shop--1.0.sql
 OBJS        = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 REGRESS     = $(sort $(patsubst sql/%.sql,%,$(wildcard sql/*.sql)))
 ISOLATION   = $(sort $(patsubst specs/%.spec,%,$(wildcard specs/*.spec)))
-REGRESS_OPTS   = --inputdir=. --load-extension=shop
-ISOLATION_OPTS = --inputdir=. --load-extension=shop
+REGRESS_OPTS   = --inputdir=. --encoding=UTF8 --no-locale --load-extension=shop
+ISOLATION_OPTS = --inputdir=. --encoding=UTF8 --no-locale --load-extension=shop
 PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
 PG_CFLAGS   = -std=gnu99 -fvisibility=hidden -Wall -Wextra $(EXTRA_CFLAGS)
 EXTRA_CLEAN = output_iso results regression.diffs regression.out

@@ -320,7 +320,8 @@ CREATE TABLE shop.endpoint (
     types             text[] NOT NULL,
     secret            text,
     options           jsonb NOT NULL,
-    run_as            text NOT NULL,            -- role a function: target runs as
+    run_as            text NOT NULL,            -- the role that a function: target runs as,
+    run_as_oid        oid NOT NULL,             -- and not another one that has its name
     builtin           boolean NOT NULL DEFAULT false,
     paused            boolean NOT NULL DEFAULT false,
     pause_reason      text,
@@ -536,7 +537,7 @@ CREATE FUNCTION shop.run_maintenance(OUT events_cleared bigint, OUT slots_merged
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'shop_run_maintenance';
 COMMENT ON FUNCTION shop.run_maintenance() IS
-    'the keeper''s housekeeping, for servers without it: clears delivered events, merges empty stock slots';
+    'the keeper''s housekeeping, for servers without it: clears delivered events (at READ COMMITTED only), merges empty stock slots';
 
 ----------------------------------------------------------------------------
 -- verify

@@ -64,6 +64,12 @@ shop_datum(Datum value)
 }
 
 ShopValue
+shop_oid(Oid value)
+{
+	return shop_datum(ObjectIdGetDatum(value));
+}
+
+ShopValue
 shop_null(void)
 {
 	return (ShopValue){(Datum) 0, true};

@@ -40,6 +40,7 @@ extern ShopValue shop_bool(bool value);
 extern ShopValue shop_text(const char *value); /* NULL pointer: SQL NULL */
 extern ShopValue shop_time(TimestampTz value);
 extern ShopValue shop_datum(Datum value);
+extern ShopValue shop_oid(Oid value);
 extern ShopValue shop_null(void);
 extern ShopValue shop_int8_array(const int64 *values, int n);
 extern ShopValue shop_int4_array(const int32 *values, int n);

@@ -248,7 +248,7 @@ drops_shop(Node *statement)
 		{
 			Oid role = get_rolespec_oid(lfirst(cell), true);
 
-			if (shop_query_read(&owned_by, SHOP_VALUES(shop_datum(ObjectIdGetDatum(role)))) > 0)
+			if (shop_query_read(&owned_by, SHOP_VALUES(shop_oid(role))) > 0)
 				return true;
 		}
 		return false;

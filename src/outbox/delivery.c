@@ -57,7 +57,8 @@
 	"endpoint_id, name, url, run_as, failures," \
 	" coalesce((options->'max_attempts')::integer, 0), coalesce((options->'backoff')::integer, 0)," \
 	" coalesce((options->'max_backoff')::integer, 0), coalesce((options->'timeout')::integer, 0)," \
-	" coalesce(horizon_xid <= pg_snapshot_xmin(pg_current_snapshot()), false), retry_at, types, acked, horizon_no"
+	" coalesce(horizon_xid <= pg_snapshot_xmin(pg_current_snapshot()), false), retry_at, types, acked, horizon_no, " \
+	"run_as_oid"
 
 #define ENDPOINT_READY \
 	" FROM shop.endpoint WHERE endpoint_id = $1 AND NOT paused" \
@@ -269,6 +270,7 @@ lock(int64 endpoint_id, bool wait, Endpoint *endpoint)
 	endpoint->types = copy_varlena(0, 12);
 	endpoint->acked = copy_varlena(0, 13);
 	endpoint->horizon_no = DatumGetInt64(shop_fetch(0, 14, &isnull));
+	endpoint->pub.run_as_oid = DatumGetObjectId(shop_fetch(0, 15, &isnull));
 	endpoint->sink = shop_sink_of(endpoint->pub.url);
 	return true;
 }

@@ -36,27 +36,28 @@ static ShopQuery insert_endpoint = SHOP_QUERY(
 	" seen AS"
 	"  (SELECT range_agg(int8range(o.event_no, o.event_no, '[]')) AS numbers"
 	"     FROM shop.outbox o, settled s WHERE o.event_no >= s.before)"
-	" INSERT INTO shop.endpoint (name, url, types, secret, options, run_as, acked,"
+	" INSERT INTO shop.endpoint (name, url, types, secret, options, run_as, run_as_oid, acked,"
 	"                            system_identifier, database_oid, created_at)"
-	" SELECT $1, $2, $3, $4, $5, $6,"
+	" SELECT $1, $2, $3, $4, $5, $6, $11,"
 	"        CASE WHEN $7 THEN '{}'::int8multirange"
 	"             ELSE int8multirange(int8range(NULL, s.before)) + coalesce(n.numbers, '{}') END,"
 	"        $8, $9, $10"
 	"   FROM settled s, seen n"
 	" ON CONFLICT (name) DO NOTHING RETURNING endpoint_id",
-	TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID, JSONBOID, TEXTOID, BOOLOID, INT8OID, OIDOID, TIMESTAMPTZOID);
+	TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID, JSONBOID, TEXTOID, BOOLOID, INT8OID, OIDOID, TIMESTAMPTZOID, OIDOID);
 
 static ShopQuery find_builtin = SHOP_QUERY(
 	"SELECT FROM shop.endpoint WHERE builtin AND shop.is_home(system_identifier, database_oid)");
 
 static ShopQuery insert_builtin = SHOP_QUERY(
-	"INSERT INTO shop.endpoint AS e (name, url, types, options, run_as, builtin, acked,"
+	"INSERT INTO shop.endpoint AS e (name, url, types, options, run_as, run_as_oid, builtin, acked,"
 	"                                system_identifier, database_oid, created_at)"
 	" VALUES ('shop.fold_sales', 'function:shop.fold_sales', '{order.paid,order.cancelled,order.refunded}',"
-	"         '{}', $1, true, '{}', $2, $3, $4)"
+	"         '{}', $1, $5, true, '{}', $2, $3, $4)"
 	" ON CONFLICT (name) DO UPDATE"
-	"   SET run_as = $1, system_identifier = $2, database_oid = $3, horizon_no = NULL, horizon_xid = NULL",
-	TEXTOID, INT8OID, OIDOID, TIMESTAMPTZOID);
+	"   SET run_as = $1, run_as_oid = $5, system_identifier = $2, database_oid = $3, horizon_no = NULL, horizon_xid = "
+	"NULL",
+	TEXTOID, INT8OID, OIDOID, TIMESTAMPTZOID, OIDOID);
 
 static ShopQuery read_endpoint = SHOP_QUERY("SELECT name, url, types, options, signed, run_as, state, pause_reason,"
 											"       delivered_total, last_delivered_at, last_error, created_at"
@@ -67,12 +68,14 @@ static ShopQuery pause_endpoint = SHOP_QUERY("UPDATE shop.endpoint SET paused = 
 											 " WHERE name = $1 AND NOT builtin",
 	TEXTOID, TEXTOID);
 
-/* The horizon is in the numbers of the server it was noted on. */
+/* The horizon and the role's oid are in the numbers of the server they are from. */
 static ShopQuery resume_endpoint = SHOP_QUERY(
 	"UPDATE shop.endpoint"
 	"   SET paused = false, pause_reason = NULL, failures = 0, retry_at = NULL,"
 	"       horizon_no = CASE WHEN shop.is_home(system_identifier, database_oid) THEN horizon_no END,"
 	"       horizon_xid = CASE WHEN shop.is_home(system_identifier, database_oid) THEN horizon_xid END,"
+	"       run_as_oid = CASE WHEN shop.is_home(system_identifier, database_oid) THEN run_as_oid"
+	"                         ELSE coalesce((SELECT oid FROM pg_roles WHERE rolname = run_as), run_as_oid) END,"
 	"       system_identifier = $2, database_oid = $3"
 	" WHERE name = $1 AND NOT builtin",
 	TEXTOID, INT8OID, OIDOID);
@@ -110,7 +113,7 @@ here(void)
 static ShopValue
 this_database(void)
 {
-	return shop_datum(ObjectIdGetDatum(MyDatabaseId));
+	return shop_oid(MyDatabaseId);
 }
 
 /* Is the built-in subscriber there, and at home? */
@@ -123,8 +126,8 @@ shop_endpoint_builtin_is_home(void)
 static void
 make_builtin(void)
 {
-	shop_query(&insert_builtin,
-		SHOP_VALUES(shop_text(GetUserNameFromId(GetUserId(), false)), here(), this_database(), shop_time(shop_now())));
+	shop_query(&insert_builtin, SHOP_VALUES(shop_text(GetUserNameFromId(GetUserId(), false)), here(), this_database(),
+									shop_time(shop_now()), shop_oid(GetUserId())));
 }
 
 /*
@@ -261,9 +264,10 @@ shop_create_endpoint(PG_FUNCTION_ARGS)
 	SPI_connect();
 	shop_lock_xact_shared(SHOP_LOCK_RETENTION, 0);
 	shop_endpoint_ensure_builtin();
-	if (shop_query(&insert_endpoint, SHOP_VALUES(shop_text(name), shop_text(url), shop_datum(types), shop_text(secret),
-										 shop_datum(PG_GETARG_DATUM(4)), shop_text(GetUserNameFromId(role, false)),
-										 shop_bool(from_start), here(), this_database(), shop_time(shop_now()))) == 0)
+	if (shop_query(&insert_endpoint,
+			SHOP_VALUES(shop_text(name), shop_text(url), shop_datum(types), shop_text(secret),
+				shop_datum(PG_GETARG_DATUM(4)), shop_text(GetUserNameFromId(role, false)), shop_bool(from_start),
+				here(), this_database(), shop_time(shop_now()), shop_oid(role))) == 0)
 		shop_refuse(SHOP_ENDPOINT_ALREADY_EXISTS, "{\"endpoint\": %s}", shop_json_string(name));
 	shop_query(&read_endpoint, SHOP_VALUES(shop_text(name)));
 	result = shop_current_row(fcinfo);

@@ -106,6 +106,10 @@ call_target(const ShopEndpoint *endpoint, Datum *events, int n)
 	sql = target.takes_batch ? psprintf("SELECT %s($1)", target.name)
 							 : psprintf("SELECT %s(e) FROM pg_catalog.unnest($1) AS e", target.name);
 
+	if (role != endpoint->run_as_oid)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						   errmsg("role \"%s\" is not the one that created the endpoint", endpoint->run_as)));
+
 	/*
 	 * An error takes the role back with the subtransaction.  A role that is
 	 * not ours must not leave anything behind that runs when it is ours again,

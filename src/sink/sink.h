@@ -14,6 +14,7 @@ typedef struct ShopEndpoint
 	char *name;
 	char *url;
 	char *run_as; /* role name */
+	Oid run_as_oid;
 	int timeout_ms;
 } ShopEndpoint;
 
