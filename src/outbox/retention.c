@@ -41,7 +41,7 @@ static ShopQuery clear_events = SHOP_QUERY(
 
 static ShopQuery cleared_so_far = SHOP_QUERY("SELECT coalesce(max(events), 0) FROM shop.outbox_cleared");
 
-/* Removes up to `limit` events, at READ COMMITTED only; returns how many. */
+/* Removes some `limit` events, at READ COMMITTED only; returns how many: fewer, and no more are due. */
 int64
 shop_outbox_clear(int limit)
 {

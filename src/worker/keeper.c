@@ -51,7 +51,7 @@ clear_outbox(void)
 		shop_process_begin("clearing the outbox");
 		cleared = shop_outbox_clear(CHUNK);
 		shop_process_commit();
-	} while (cleared == CHUNK);
+	} while (cleared >= CHUNK);
 }
 
 static void

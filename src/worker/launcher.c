@@ -78,13 +78,20 @@ note_end(ShopWorker *worker, TimestampTz now)
 	worker->retry_at = TimestampTzPlusMilliseconds(now, Min(pause_ms, MAX_PAUSE_MS));
 }
 
+/* Is it on its way?  One that has not reported for long never will. */
+static bool
+is_starting(const ShopWorker *worker, TimestampTz now)
+{
+	return worker->starting && !TimestampDifferenceExceeds(worker->started_at, now, START_MS);
+}
+
 /* Should this worker be started now?  Notes the end of one that has ended. */
 static bool
 is_due(const ShopDatabase *database, ShopWorker *worker, TimestampTz now)
 {
 	if (worker->pid != 0 || !database->wanted || database->stopped_by != 0)
 		return false;
-	if (worker->starting && !TimestampDifferenceExceeds(worker->started_at, now, START_MS))
+	if (is_starting(worker, now))
 		return false;
 	if (worker->starting || worker->started_at > worker->retry_at)
 	{
@@ -120,7 +127,7 @@ forget_stopper(ShopDatabase *database)
 
 /* A database that is not wanted any more has its workers ended, then its entry. */
 static void
-retire(ShopDatabase *database)
+retire(ShopDatabase *database, TimestampTz now)
 {
 	bool running = false;
 
@@ -128,7 +135,7 @@ retire(ShopDatabase *database)
 	{
 		if (database->workers[kind].pid != 0)
 			kill(database->workers[kind].pid, SIGTERM);
-		running |= database->workers[kind].pid != 0 || database->workers[kind].starting;
+		running |= database->workers[kind].pid != 0 || is_starting(&database->workers[kind], now);
 	}
 	if (!running && database->stopped_by == 0)
 	{
@@ -136,6 +143,7 @@ retire(ShopDatabase *database)
 		pg_atomic_write_u32(&database->wake, 0);
 		for (int kind = 0; kind < SHOP_WORKER_KINDS; kind++)
 		{
+			database->workers[kind].starting = false;
 			database->workers[kind].failures = 0;
 			database->workers[kind].started_at = database->workers[kind].retry_at = 0;
 			database->workers[kind].last_cycle_at = 0;
@@ -161,7 +169,7 @@ reconcile(void)
 			if (is_due(database, &database->workers[kind], now))
 				start_worker(database, kind, now);
 		if (!database->wanted)
-			retire(database);
+			retire(database, now);
 	}
 	LWLockRelease(shop_shared->lock);
 }

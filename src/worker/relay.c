@@ -56,37 +56,36 @@ ms_until(TimestampTz time)
 	return Min(ms, POLL_MS);
 }
 
-/* A batch to each endpoint in turn, as long as there is something to do. */
+/*
+ * A batch to each endpoint in turn.  With more to do this returns at once,
+ * so that a backlog hides neither a new endpoint nor a changed setting.
+ */
 static long
 relay_cycle(void)
 {
 	TimestampTz next_at = DT_NOEND;
-	bool more;
+	bool more = false;
 	int n;
 	int64 *ids;
 
 	pg_atomic_write_u32(&my_database->wake, 0);
 	pg_memory_barrier();
 	ids = find_endpoints(&n);
-	do
+	for (int i = 0; i < n; i++)
 	{
-		more = false;
-		next_at = DT_NOEND;
-		for (int i = 0; i < n; i++)
-		{
-			ShopDelivered batch;
+		ShopDelivered batch;
 
-			CHECK_FOR_INTERRUPTS();
-			shop_process_begin("delivering events");
-			batch = shop_deliver_batch(ids[i], BATCH, false);
-			shop_process_commit();
-			more |= batch.more;
-			next_at = Min(next_at, batch.next_at);
-		}
-	} while (more);
+		CHECK_FOR_INTERRUPTS();
+		shop_process_begin("delivering events");
+		batch = shop_deliver_batch(ids[i], BATCH, false);
+		shop_process_commit();
+		more |= batch.more;
+		next_at = Min(next_at, batch.next_at);
+	}
 
 	/* A wait for a lock during the cycle may have eaten the latch that went with it. */
-	return pg_atomic_read_u32(&my_database->wake) ? 0 : ms_until(next_at);
+	more |= pg_atomic_read_u32(&my_database->wake) != 0;
+	return more ? 0 : ms_until(next_at);
 }
 
 void
