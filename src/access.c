@@ -33,8 +33,10 @@ static const struct
 	const char *function;
 	Access access;
 } functions[] = {
+	{"cancel_order", ACCESS_WRITE},
 	{"charge_points", ACCESS_WRITE},
 	{"clock", ACCESS_READ},
+	{"create_coupon_campaign", ACCESS_ADMIN},
 	{"create_endpoint", ACCESS_ADMIN},
 	{"create_product", ACCESS_ADMIN},
 	{"deliver_events", ACCESS_ADMIN},
@@ -47,10 +49,14 @@ static const struct
 	{"grant_access", ACCESS_OWNER},
 	{"guard_drop", ACCESS_OWNER},
 	{"is_home", ACCESS_ADMIN},
+	{"issue_coupon", ACCESS_WRITE},
+	{"order_changes", ACCESS_READ},
 	{"order_history", ACCESS_READ},
 	{"order_lines", ACCESS_READ},
+	{"order_transitions", ACCESS_READ},
 	{"outbox_metrics", ACCESS_ADMIN},
 	{"pause_endpoint", ACCESS_ADMIN},
+	{"pay_order", ACCESS_WRITE},
 	{"place_order", ACCESS_WRITE},
 	{"point_balance", ACCESS_READ},
 	{"point_history", ACCESS_READ},
@@ -58,14 +64,19 @@ static const struct
 	{"redrive", ACCESS_ADMIN},
 	{"redrive_all", ACCESS_ADMIN},
 	{"refresh_popular_products", ACCESS_ADMIN},
+	{"refund_order", ACCESS_WRITE},
+	{"release_order", ACCESS_WRITE},
+	{"reserve_order", ACCESS_WRITE},
 	{"restock", ACCESS_ADMIN},
 	{"resume_endpoint", ACCESS_ADMIN},
 	{"run_maintenance", ACCESS_ADMIN},
 	{"set_price", ACCESS_ADMIN},
 	{"set_product_status", ACCESS_ADMIN},
 	{"top_products", ACCESS_READ},
+	{"try_issue_coupon", ACCESS_WRITE},
 	{"try_place_order", ACCESS_WRITE},
 	{"use_points", ACCESS_WRITE},
+	{"user_coupons", ACCESS_READ},
 	{"verify", ACCESS_ADMIN},
 	{"version", ACCESS_READ},
 	{"worker_status", ACCESS_ADMIN},
@@ -76,6 +87,7 @@ static const struct
 	const char *relation;
 	Access access;
 } relations[] = {
+	{"coupon_campaigns", ACCESS_READ},
 	{"dead_letters", ACCESS_ADMIN},
 	{"endpoints", ACCESS_ADMIN},
 	{"outbox", ACCESS_ADMIN},

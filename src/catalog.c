@@ -14,14 +14,20 @@
 #include "error.h"
 #include "idempotency.h"
 #include "query.h"
-#include "stock.h"
+#include "stock/slots.h"
+#include "stock/stock.h"
 #include "utils/builtins.h"
 
-/* The units of all slots are summed only where no nearby slot has enough. */
+/*
+ * The units of all slots, and those of expired reservations, are summed only
+ * where no nearby slot has enough.
+ */
 static ShopQuery read_products = SHOP_QUERY(
 	"SELECT p.product_id, p.price, p.status, coalesce(n.slot, -1),"
 	"       CASE WHEN n.slot IS NULL THEN"
-	"            (SELECT coalesce(sum(on_hand), 0) FROM shop.stock WHERE product_id = p.product_id)::bigint"
+	"            ((SELECT coalesce(sum(on_hand), 0) FROM shop.stock WHERE product_id = p.product_id)"
+	"           + (SELECT coalesce(sum(quantity), 0) FROM shop.stock_hold"
+	"               WHERE product_id = p.product_id AND expires_at <= $5))::bigint"
 	"       ELSE d.quantity END"
 	"  FROM unnest($1::bigint[], $2::bigint[]) AS d(product_id, quantity)"
 	"  JOIN shop.product p ON p.product_id = d.product_id"
@@ -29,7 +35,7 @@ static ShopQuery read_products = SHOP_QUERY(
 	"       (SELECT slot FROM shop.stock"
 	"         WHERE product_id = d.product_id AND location_id = $3 AND slot <= $4 AND on_hand >= d.quantity"
 	"         ORDER BY slot DESC LIMIT 1) n ON true",
-	INT8ARRAYOID, INT8ARRAYOID, INT4OID, INT4OID);
+	INT8ARRAYOID, INT8ARRAYOID, INT4OID, INT4OID, TIMESTAMPTZOID);
 
 static ShopQuery get_product = SHOP_QUERY(
 	"SELECT product_id, name, price, available, status FROM shop.products WHERE product_id = $1", INT8OID);
@@ -96,7 +102,8 @@ create_product(const char *key, const char *name, int64 price, int64 stock)
 		return product_id;
 	}
 	product_id = shop_fetch_int8(0, 1);
-	shop_stock_open(product_id, stock, now);
+	shop_stock_open(product_id, stock);
+	shop_movement_initial(product_id, stock, now);
 	return product_id;
 }
 
@@ -203,8 +210,9 @@ shop_catalog_read(ShopProduct *products, int n)
 		quantities[i] = products[i].quantity;
 		products[i].found = false;
 	}
-	found = shop_query(&read_products, SHOP_VALUES(shop_int8_array(ids, n), shop_int8_array(quantities, n),
-										   shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(shop_stock_own_slot())));
+	found = shop_query(
+		&read_products, SHOP_VALUES(shop_int8_array(ids, n), shop_int8_array(quantities, n),
+							shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(shop_slots_own()), shop_time(shop_now())));
 	for (uint64 row = 0; row < found; row++)
 	{
 		ShopProduct key = {.product_id = shop_fetch_int8(row, 1)};

@@ -16,7 +16,7 @@ typedef struct ShopProduct
 	char *status;
 	int64 price;
 	int32 slot;		 /* the nearest slot with that many units, or -1 */
-	int64 available; /* where there is none: the units of all slots */
+	int64 available; /* where there is none: all units that can be had */
 } ShopProduct;
 
 extern void shop_catalog_read(ShopProduct *products, int n);

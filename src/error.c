@@ -13,8 +13,11 @@
 
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "query.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/json.h"
+#include "utils/jsonb.h"
 
 typedef struct ShopError
 {
@@ -49,8 +52,35 @@ static const ShopError refusals[] = {
 	{"SH203", "idempotency_key_reused", 422, false, "idempotency key was used with other arguments",
 		"Use a new key for a new request, and the same arguments to repeat one.",
 		"the key belongs to a call with other arguments"},
-	{"SH301", "coupon_not_found", 404, false, "coupon does not exist", "Look the user's coupons up.",
+	{"SH204", "reservation_expired", 410, false, "reservation has expired", "Reserve or place the order anew.",
+		"a reserved order was not paid in time"},
+	{"SH205", "invalid_transition", 409, false, "order cannot change to this state",
+		"Look the order up with shop.get_order(), and the states in shop.order_transitions().",
+		"the order's state does not allow the call"},
+	{"SH206", "not_your_order", 403, false, "order belongs to another user",
+		"Pass the user_id that the order was placed with.", "the order is another user's"},
+	{"SH207", "refund_exceeds_paid", 409, false, "refund exceeds what was paid",
+		"Refund at most the units that are left; shop.order_lines() shows them.",
+		"more units are to be refunded than were paid and not refunded yet"},
+	{"SH301", "coupon_not_found", 404, false, "coupon does not exist",
+		"Look the user's coupons up with shop.user_coupons().",
 		"a coupon_id is unknown, or the coupon is another user's"},
+	{"SH302", "coupon_already_used", 409, false, "coupon has been used",
+		"Use another coupon; shop.user_coupons() lists them.", "the coupon belongs to another order"},
+	{"SH303", "coupon_expired", 410, false, "coupon has expired", "Use another coupon; shop.user_coupons() lists them.",
+		"the coupon was not used in time"},
+	{"SH304", "coupon_not_applicable", 422, false, "order is too small for the coupon",
+		"Order for at least min_subtotal, or without the coupon.", "the subtotal is below the campaign's min_subtotal"},
+	{"SH311", "campaign_not_found", 404, false, "campaign does not exist",
+		"Look the campaign up in shop.coupon_campaigns.", "a campaign_id is unknown"},
+	{"SH312", "campaign_not_started", 409, true, "campaign has not started", "Try again after starts_at.",
+		"coupons are not issued yet"},
+	{"SH313", "campaign_ended", 410, false, "campaign has ended", "Look for another campaign in shop.coupon_campaigns.",
+		"coupons are not issued any more"},
+	{"SH314", "coupon_already_issued", 409, false, "user has a coupon of this campaign",
+		"Use the coupon that the user has; shop.user_coupons() lists it.", "a campaign gives one coupon to a user"},
+	{"SH315", "coupon_sold_out", 409, false, "campaign has no coupon left",
+		"Look for another campaign in shop.coupon_campaigns.", "all coupons of the campaign have been issued"},
 	{"SH401", "endpoint_not_found", 404, false, "endpoint does not exist", "Look the endpoint up in shop.endpoints.",
 		"no endpoint has this name"},
 	{"SH402", "endpoint_already_exists", 409, false, "endpoint already exists",
@@ -114,14 +144,28 @@ sqlstate_of(const ShopError *e)
 	return MAKE_SQLSTATE(e->sqlstate[0], e->sqlstate[1], e->sqlstate[2], e->sqlstate[3], e->sqlstate[4]);
 }
 
-/* The condition name of a refusal's SQLSTATE. */
-const char *
-shop_condition_name(int sqlstate)
+/* The refusal that was raised; any other error is raised again. */
+ShopRefusal
+shop_refusal_of(ErrorData *error)
 {
 	for (size_t i = 0; i < lengthof(refusals); i++)
-		if (sqlstate_of(&refusals[i]) == sqlstate)
-			return refusals[i].condition;
-	return unpack_sql_state(sqlstate);
+		if (sqlstate_of(&refusals[i]) == error->sqlerrcode)
+			return (ShopRefusal){.condition = (ShopCondition) i, .detail = error->detail};
+	ReThrowError(error);
+}
+
+/* What a try_ verb returns for a refusal: its name first, its figures last. */
+Datum
+shop_form_refused(FunctionCallInfo fcinfo, ShopRefusal refusal)
+{
+	ShopValue values[16];
+	int last = shop_result_columns(fcinfo) - 1;
+
+	for (int i = 1; i < last; i++)
+		values[i] = shop_null();
+	values[0] = shop_text(refusals[refusal.condition].condition);
+	values[last] = shop_datum(DirectFunctionCall1(jsonb_in, CStringGetDatum(refusal.detail)));
+	return shop_form_row(fcinfo, values);
 }
 
 static char *format_detail(const char *format, va_list args) pg_attribute_printf(1, 0);
@@ -209,6 +253,19 @@ shop_json_string(const char *text)
 	return buf.data;
 }
 
+/* RFC 3339, UTC, microseconds: 2026-11-20T19:40:00.123456Z. */
+char *
+shop_json_time(TimestampTz time)
+{
+	struct pg_tm tm;
+	fsec_t fsec;
+
+	if (TIMESTAMP_NOT_FINITE(time) || timestamp2tm(time, NULL, &tm, &fsec, NULL, NULL) != 0)
+		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
+	return psprintf("%04d-%02d-%02dT%02d:%02d:%02d.%06dZ", tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min,
+		tm.tm_sec, (int) fsec);
+}
+
 void
 shop_arg_required(FunctionCallInfo fcinfo, int n, const char *name)
 {
@@ -292,4 +349,42 @@ shop_arg_limit(FunctionCallInfo fcinfo, int n)
 	if (limit < 1 || limit > 1000)
 		shop_reject("limit", "must be between 1 and 1000");
 	return limit;
+}
+
+/* A point in time; neither infinity. */
+TimestampTz
+shop_arg_time(FunctionCallInfo fcinfo, int n, const char *name)
+{
+	shop_arg_required(fcinfo, n, name);
+	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(n)))
+		shop_reject(name, "must be finite");
+	return PG_GETARG_TIMESTAMPTZ(n);
+}
+
+/* A length of time: longer than nothing, no part of it negative, at most 100 years. */
+Interval *
+shop_arg_duration(FunctionCallInfo fcinfo, int n, const char *name)
+{
+	Interval *duration;
+	int128 length;
+
+	shop_arg_required(fcinfo, n, name);
+	duration = PG_GETARG_INTERVAL_P(n);
+	length = ((int128) duration->month * DAYS_PER_MONTH + duration->day) * USECS_PER_DAY + duration->time;
+	if (duration->month < 0 || duration->day < 0 || duration->time < 0 || length == 0)
+		shop_reject(name, "must be longer than 0");
+	if (length > (int128) 100 * DAYS_PER_YEAR * USECS_PER_DAY)
+		shop_reject(name, "must be at most 100 years");
+	return duration;
+}
+
+/* Why somebody does something, in his words: NULL, or at most 1000 bytes. */
+char *
+shop_arg_reason(FunctionCallInfo fcinfo, int n)
+{
+	char *reason = shop_arg_text_or_null(fcinfo, n);
+
+	if (reason && strlen(reason) > 1000)
+		shop_reject("reason", "must have at most 1000 bytes");
+	return reason;
 }

@@ -21,7 +21,19 @@ typedef enum ShopCondition
 	SHOP_ORDER_NOT_FOUND,
 	SHOP_PRICE_CHANGED,
 	SHOP_IDEMPOTENCY_KEY_REUSED,
+	SHOP_RESERVATION_EXPIRED,
+	SHOP_INVALID_TRANSITION,
+	SHOP_NOT_YOUR_ORDER,
+	SHOP_REFUND_EXCEEDS_PAID,
 	SHOP_COUPON_NOT_FOUND,
+	SHOP_COUPON_ALREADY_USED,
+	SHOP_COUPON_EXPIRED,
+	SHOP_COUPON_NOT_APPLICABLE,
+	SHOP_CAMPAIGN_NOT_FOUND,
+	SHOP_CAMPAIGN_NOT_STARTED,
+	SHOP_CAMPAIGN_ENDED,
+	SHOP_COUPON_ALREADY_ISSUED,
+	SHOP_COUPON_SOLD_OUT,
 	SHOP_ENDPOINT_NOT_FOUND,
 	SHOP_ENDPOINT_ALREADY_EXISTS,
 	SHOP_DEAD_LETTER_NOT_FOUND,
@@ -40,12 +52,14 @@ typedef struct ShopRefusal
 extern ShopRefusal shop_refusal(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3);
 extern void shop_raise(ShopRefusal refusal) pg_attribute_noreturn();
 #define shop_refuse(condition, ...) shop_raise(shop_refusal((condition), __VA_ARGS__))
-extern const char *shop_condition_name(int sqlstate);
+extern ShopRefusal shop_refusal_of(ErrorData *error);
+extern Datum shop_form_refused(FunctionCallInfo fcinfo, ShopRefusal refusal);
 
 extern void shop_reject(const char *argument, const char *message, ...) pg_attribute_printf(2, 3)
 	pg_attribute_noreturn();
 extern void shop_reject_item(int position, const char *message, ...) pg_attribute_printf(2, 3) pg_attribute_noreturn();
 extern char *shop_json_string(const char *text);
+extern char *shop_json_time(TimestampTz time);
 
 /* Arguments of SQL-callable functions: NULL is refused by name. */
 extern void shop_arg_required(FunctionCallInfo fcinfo, int n, const char *name);
@@ -55,6 +69,9 @@ extern char *shop_arg_text(FunctionCallInfo fcinfo, int n, const char *name);
 extern char *shop_arg_text_or_null(FunctionCallInfo fcinfo, int n);
 extern char *shop_arg_key(FunctionCallInfo fcinfo, int n);
 extern int32 shop_arg_limit(FunctionCallInfo fcinfo, int n);
+extern TimestampTz shop_arg_time(FunctionCallInfo fcinfo, int n, const char *name);
+extern Interval *shop_arg_duration(FunctionCallInfo fcinfo, int n, const char *name);
+extern char *shop_arg_reason(FunctionCallInfo fcinfo, int n);
 extern bool shop_parse_integer(Numeric number, int64 *result);
 
 #endif /* SHOP_ERROR_H */

@@ -17,6 +17,7 @@
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "tcop/dest.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -55,6 +56,12 @@ ShopValue
 shop_time(TimestampTz value)
 {
 	return (ShopValue){TimestampTzGetDatum(value), false};
+}
+
+ShopValue
+shop_time_or_null(TimestampTz value)
+{
+	return (ShopValue){TimestampTzGetDatum(value), value == DT_NOEND};
 }
 
 ShopValue
@@ -185,11 +192,47 @@ shop_query_read(ShopQuery *query, const ShopValue *values)
 	return run(query, values, NULL, true);
 }
 
-/* Hands each row to `dest` as the executor finds it; dest may stop it. */
-void
-shop_query_stream(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_only)
+/* Hands each row to a function of ours; a part of DestReceiver's contract. */
+typedef struct EachReceiver
 {
-	run(query, values, dest, read_only);
+	DestReceiver pub;
+	ShopEach each;
+	void *arg;
+} EachReceiver;
+
+static bool
+receive_row(TupleTableSlot *row, DestReceiver *self)
+{
+	EachReceiver *receiver = (EachReceiver *) self;
+
+	return receiver->each(row, receiver->arg);
+}
+
+static void
+receiver_startup(DestReceiver *self, int operation, TupleDesc typeinfo)
+{
+	(void) self;
+	(void) operation;
+	(void) typeinfo;
+}
+
+static void
+receiver_nothing(DestReceiver *self)
+{
+	(void) self;
+}
+
+/*
+ * Calls each(row, arg) as the executor finds, and locks, the rows.  Rows after
+ * the one that it stops at are not locked.
+ */
+void
+shop_query_each(ShopQuery *query, const ShopValue *values, ShopEach each, void *arg)
+{
+	EachReceiver receiver = {
+		.pub = {receive_row, receiver_startup, receiver_nothing, receiver_nothing, DestNone}, .each = each, .arg = arg};
+
+	run(query, values, &receiver.pub, false);
 }
 
 Datum
@@ -224,6 +267,24 @@ shop_fetch_int8(uint64 row, int column)
 	return DatumGetInt64(fetch_not_null(row, column));
 }
 
+int64
+shop_fetch_int8_or(uint64 row, int column, int64 null)
+{
+	bool isnull;
+	Datum value = shop_fetch(row, column, &isnull);
+
+	return isnull ? null : DatumGetInt64(value);
+}
+
+TimestampTz
+shop_fetch_time(uint64 row, int column)
+{
+	bool isnull;
+	Datum value = shop_fetch(row, column, &isnull);
+
+	return isnull ? DT_NOEND : DatumGetTimestampTz(value);
+}
+
 int32
 shop_fetch_int4(uint64 row, int column)
 {
@@ -243,6 +304,18 @@ shop_fetch_text(uint64 row, int column)
 	Datum value = shop_fetch(row, column, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+/* A column that is not null of a row handed to a ShopEach. */
+int64
+shop_row_int8(TupleTableSlot *row, int column)
+{
+	bool isnull;
+	Datum value = slot_getattr(row, column, &isnull);
+
+	if (isnull)
+		elog(ERROR, "unexpected null in column %d", column);
+	return DatumGetInt64(value);
 }
 
 /* Returns all rows of a read, in materialize mode; says how many. */
@@ -269,6 +342,12 @@ result_type(FunctionCallInfo fcinfo)
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	return BlessTupleDesc(tupdesc);
+}
+
+int
+shop_result_columns(FunctionCallInfo fcinfo)
+{
+	return result_type(fcinfo)->natts;
 }
 
 /* The first row of the current SPI result as this function's result. */

@@ -8,9 +8,9 @@
 #include "shop.h"
 
 #include "executor/spi.h"
-#include "tcop/dest.h"
+#include "executor/tuptable.h"
 
-#define SHOP_QUERY_MAX_ARGS 12
+#define SHOP_QUERY_MAX_ARGS 14
 
 /* A statement and its plan, kept for the life of the backend. */
 typedef struct ShopQuery
@@ -31,6 +31,9 @@ typedef struct ShopValue
 	bool isnull;
 } ShopValue;
 
+/* Is given each row as the executor finds it; false stops the executor there. */
+typedef bool (*ShopEach)(TupleTableSlot *row, void *arg);
+
 #define SHOP_VALUES(...) ((ShopValue[]){__VA_ARGS__})
 
 extern ShopValue shop_int8(int64 value);
@@ -44,12 +47,13 @@ extern ShopValue shop_oid(Oid value);
 extern ShopValue shop_null(void);
 extern ShopValue shop_int8_array(const int64 *values, int n);
 extern ShopValue shop_int4_array(const int32 *values, int n);
+extern ShopValue shop_time_or_null(TimestampTz value); /* DT_NOEND: SQL NULL */
 
 /* All of these need SPI to be connected. */
 extern uint64 shop_query(ShopQuery *query, const ShopValue *values);
 extern bool shop_query_is_planned(const ShopQuery *query);
 extern uint64 shop_query_read(ShopQuery *query, const ShopValue *values);
-extern void shop_query_stream(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_only);
+extern void shop_query_each(ShopQuery *query, const ShopValue *values, ShopEach each, void *arg);
 
 extern int64 shop_fetch_int8(uint64 row, int column);
 extern int32 shop_fetch_int4(uint64 row, int column);
@@ -57,12 +61,17 @@ extern bool shop_fetch_bool(uint64 row, int column);
 extern char *shop_fetch_text(uint64 row, int column); /* NULL for SQL NULL */
 extern Datum shop_fetch(uint64 row, int column, bool *isnull);
 extern bool shop_fetch_isnull(uint64 row, int column);
+extern int64 shop_fetch_int8_or(uint64 row, int column, int64 null);
+extern TimestampTz shop_fetch_time(uint64 row, int column); /* DT_NOEND for SQL NULL */
+
+extern int64 shop_row_int8(TupleTableSlot *row, int column);
 
 /* Whole results of SQL-callable functions; these connect to SPI themselves. */
 extern uint64 shop_return_set(FunctionCallInfo fcinfo, ShopQuery *query, const ShopValue *values);
 extern bool shop_return_row(FunctionCallInfo fcinfo, ShopQuery *query, const ShopValue *values, Datum *result);
 extern Datum shop_current_row(FunctionCallInfo fcinfo);
 extern Datum shop_form_row(FunctionCallInfo fcinfo, const ShopValue *values);
+extern int shop_result_columns(FunctionCallInfo fcinfo);
 
 extern void shop_write_verb(const char *name);
 

@@ -1,6 +1,7 @@
 /*
  * items.c
- *		The items of an order: parsed from JSON, summed, priced, stored.
+ *		The items of an order: parsed from JSON, summed, priced, discounted,
+ *		stored.
  *
  * Items are kept sorted by product_id, which is the order stock is locked in;
  * line numbers follow the order in which the caller named the products.
@@ -12,8 +13,6 @@
 #include "catalog/pg_type.h"
 #include "common/int.h"
 #include "lib/stringinfo.h"
-#include "query.h"
-#include "stock.h"
 #include "utils/builtins.h"
 
 /* Elements of the JSON array; those that name the same product are summed. */
@@ -225,24 +224,79 @@ shop_items_price(ShopItems *items)
 	return refusal;
 }
 
-void
-shop_items_take_stock(const ShopItems *items)
-{
-	ShopDemand *demands = palloc(sizeof(ShopDemand) * items->n);
-
-	for (int i = 0; i < items->n; i++)
-		demands[i] = (ShopDemand){items->items[i].product_id, items->items[i].quantity, items->items[i].slot};
-	shop_stock_take(demands, items->n);
-}
-
 static ShopItem *
 by_line(const ShopItems *items)
 {
 	ShopItem *sorted = palloc(sizeof(ShopItem) * items->n);
 
-	for (int i = 0; i < items->n; i++)
-		sorted[items->items[i].line_no - 1] = items->items[i];
+	memcpy(sorted, items->items, sizeof(ShopItem) * items->n);
+	pg_qsort(sorted, items->n, sizeof(ShopItem), compare_line);
 	return sorted;
+}
+
+/* A line's part of the discount in whole units, and what is left over of it. */
+typedef struct DiscountShare
+{
+	int64 remainder; /* of discount * line / subtotal; less than subtotal */
+	ShopItem *item;
+} DiscountShare;
+
+/* Largest remainder first, of equal ones the earlier line. */
+static int
+compare_share(const void *a, const void *b)
+{
+	const DiscountShare *x = a;
+	const DiscountShare *y = b;
+
+	if (x->remainder != y->remainder)
+		return x->remainder > y->remainder ? -1 : 1;
+	return x->item->line_no - y->item->line_no;
+}
+
+/*
+ * Spreads a discount of at most the subtotal over the lines, in proportion to
+ * their subtotals, by largest remainder (Hamilton's method), so that it adds
+ * up exactly.  A line that divides without remainder gets no more than its
+ * part, and any other is worth more than its part rounded down, so no line is
+ * discounted below zero.
+ */
+void
+shop_items_discount(ShopItems *items, int64 discount)
+{
+	DiscountShare *shares = palloc(sizeof(DiscountShare) * items->n);
+	int64 left = discount;
+
+	Assert(discount >= 0 && discount <= items->subtotal);
+	for (int i = 0; i < items->n; i++)
+	{
+		ShopItem *item = &items->items[i];
+		int128 product = (int128) discount * (item->unit_price * item->quantity);
+
+		item->discount = items->subtotal > 0 ? (int64) (product / items->subtotal) : 0;
+		shares[i].remainder = items->subtotal > 0 ? (int64) (product % items->subtotal) : 0;
+		shares[i].item = item;
+		left -= item->discount;
+	}
+	pg_qsort(shares, items->n, sizeof(DiscountShare), compare_share);
+	for (int i = 0; i < left; i++)
+		shares[i].item->discount++;
+}
+
+/* The units that the items ask of stock, or give back to it. */
+ShopDemand *
+shop_items_demands(const ShopItems *items)
+{
+	ShopDemand *demands = palloc(sizeof(ShopDemand) * Max(items->n, 1));
+
+	for (int i = 0; i < items->n; i++)
+		demands[i] = (ShopDemand){items->items[i].product_id, items->items[i].quantity, items->items[i].slot};
+	return demands;
+}
+
+ShopExpired
+shop_items_take_stock(const ShopItems *items, TimestampTz now)
+{
+	return shop_stock_take(shop_items_demands(items), items->n, now);
 }
 
 void
@@ -301,5 +355,18 @@ shop_items_json(const ShopItems *items)
 			subtotal - lines[i].discount);
 	}
 	appendStringInfoChar(&buf, ']');
+	return buf.data;
+}
+
+/* Products and quantities as a text that is the same for the same items. */
+char *
+shop_items_text(const ShopItems *items)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < items->n; i++)
+		appendStringInfo(
+			&buf, "%s" INT64_FORMAT ":%d", i == 0 ? "" : " ", items->items[i].product_id, items->items[i].quantity);
 	return buf.data;
 }

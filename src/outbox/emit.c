@@ -16,8 +16,6 @@
 #include "error.h"
 #include "query.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
-#include "utils/json.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 #include "worker/worker.h"
@@ -58,19 +56,6 @@ void
 shop_emit(const char *type, const char *aggregatetype, const char *aggregateid, const char *payload, TimestampTz now)
 {
 	insert(type, aggregatetype, aggregateid, DirectFunctionCall1(jsonb_in, CStringGetDatum(payload)), 0, now);
-}
-
-/* RFC 3339, UTC, microseconds: 2026-11-20T19:40:00.123456Z. */
-char *
-shop_json_time(TimestampTz time)
-{
-	struct pg_tm tm;
-	fsec_t fsec;
-
-	if (TIMESTAMP_NOT_FINITE(time) || timestamp2tm(time, NULL, &tm, &fsec, NULL, NULL) != 0)
-		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
-	return psprintf("%04d-%02d-%02dT%02d:%02d:%02d.%06dZ", tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min,
-		tm.tm_sec, (int) fsec);
 }
 
 static char *

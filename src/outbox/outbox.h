@@ -10,7 +10,6 @@
 /* emit.c */
 extern void shop_emit(
 	const char *type, const char *aggregatetype, const char *aggregateid, const char *payload, TimestampTz now);
-extern char *shop_json_time(TimestampTz time);
 
 /* endpoint.c */
 extern bool shop_endpoint_builtin_is_home(void);

@@ -1,7 +1,7 @@
 /*
  * keeper.c
- *		Keeps house: refreshes the popular products, clears the outbox, merges
- *		stock slots that are not needed any more.
+ *		Keeps house: refreshes the popular products, ends expired reservations,
+ *		clears the outbox, merges slots that are not needed any more.
  *
  * Nothing depends on it: all of it can be done by run_maintenance() and
  * refresh_popular_products().
@@ -10,15 +10,19 @@
  */
 #include "worker/worker.h"
 
+#include "coupon.h"
 #include "miscadmin.h"
+#include "order/order.h"
 #include "outbox/outbox.h"
 #include "popular.h"
 #include "query.h"
-#include "stock.h"
+#include "stock/stock.h"
 #include "storage/ipc.h"
 
 #define CHUNK 5000
-#define MAX_PAUSE_S 60
+#define EXPIRE_CHUNK 20
+#define MAX_PAUSE_S 5
+#define MIN_PAUSE_MS 500
 
 /* What popular_products was last refreshed from; anything else at the start. */
 static int64 refreshed_version = -1;
@@ -57,9 +61,40 @@ clear_outbox(void)
 static void
 merge_slots(void)
 {
-	shop_process_begin("merging stock slots");
+	shop_process_begin("merging slots");
 	(void) shop_stock_merge(CHUNK);
+	(void) shop_coupon_merge(CHUNK);
 	shop_process_commit();
+}
+
+/* A few a transaction, so that no buyer waits for more than those. */
+static void
+expire_reservations(void)
+{
+	ShopSweep sweep = {0};
+	int64 expired = 0;
+	bool more;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		shop_process_begin("expiring reservations");
+		more = shop_reservations_sweep(&sweep, EXPIRE_CHUNK, &expired);
+		shop_process_commit();
+	} while (more);
+}
+
+/* How long until the next reservation expires; in ms, at most MAX_PAUSE_S. */
+static long
+pause_ms(void)
+{
+	TimestampTz next;
+
+	shop_process_begin("looking ahead");
+	next = shop_reservations_next();
+	shop_process_commit();
+	return Max(MIN_PAUSE_MS,
+		Min(TimestampDifferenceMilliseconds(shop_now(), next), Min(shop_popular_interval, MAX_PAUSE_S) * 1000L));
 }
 
 static bool
@@ -86,10 +121,12 @@ keeper_cycle(void)
 			refresh_popular();
 			refreshed_at = now;
 		}
+		expire_reservations();
 		clear_outbox();
 		merge_slots();
+		return pause_ms();
 	}
-	return (long) Min(shop_popular_interval, MAX_PAUSE_S) * 1000;
+	return MAX_PAUSE_S * 1000L;
 }
 
 void
@@ -107,14 +144,17 @@ shop_keeper_main(Datum arg)
 Datum
 shop_run_maintenance(PG_FUNCTION_ARGS)
 {
+	ShopSweep sweep = {0};
 	int64 cleared;
 	int64 merged;
+	int64 expired = 0;
 
 	shop_write_verb("run_maintenance()");
 	SPI_connect();
 	shop_endpoint_ensure_builtin();
 	cleared = shop_outbox_clear(CHUNK);
-	merged = shop_stock_merge(CHUNK);
+	merged = shop_stock_merge(CHUNK) + shop_coupon_merge(CHUNK);
+	(void) shop_reservations_sweep(&sweep, CHUNK, &expired);
 	SPI_finish();
-	return shop_form_row(fcinfo, SHOP_VALUES(shop_int8(cleared), shop_int8(merged)));
+	return shop_form_row(fcinfo, SHOP_VALUES(shop_int8(cleared), shop_int8(merged), shop_int8(expired)));
 }

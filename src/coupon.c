@@ -1,0 +1,466 @@
+/*
+ * coupon.c
+ *		Coupon campaigns: first come, first served, one a user; and what a
+ *		coupon takes off an order.
+ *
+ * What is left of a campaign is kept in slots, as stock is.  Nothing is ever
+ * put back, so a look without a lock that finds nothing left, or a coupon that
+ * the user has, is right for good: such a call writes nothing and locks
+ * nothing.
+ *
+ * Refusals, in their declared order: idempotency_key_reused,
+ * campaign_not_found, campaign_not_started, campaign_ended,
+ * coupon_already_issued, coupon_sold_out.  Of an order's coupon:
+ * coupon_not_found, coupon_already_used, coupon_expired,
+ * coupon_not_applicable.
+ *
+ * Locks: issuing, the unique index of user and campaign, where a second call
+ * of the user waits, then the campaign's slots.  Using a coupon and giving it
+ * back need the lock of its user.
+ *
+ * Invariants: coupons issued + remaining = usage_limit; a coupon that is used
+ * names its order, and the order names it (verify()).
+ */
+#include "coupon.h"
+
+#include "idempotency.h"
+#include "outbox/outbox.h"
+#include "query.h"
+#include "stock/slots.h"
+#include "subtransaction.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+
+static ShopSlots slots = SHOP_SLOTS("shop.coupon_stock", "campaign_id", "campaign_id = $1", "remaining");
+
+static ShopQuery insert_campaign = SHOP_QUERY(
+	"INSERT INTO shop.coupon_campaign (name, discount_type, discount_value, usage_limit, starts_at, ends_at,"
+	"                                  valid_for, min_subtotal, max_discount, created_at, idempotency_key)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+	" ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING"
+	" RETURNING campaign_id",
+	TEXTOID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INTERVALOID, INT8OID, INT8OID, TIMESTAMPTZOID,
+	TEXTOID);
+
+/* The campaign of a key, and the first of the arguments that is not the same. */
+static ShopQuery find_campaign = SHOP_QUERY("SELECT campaign_id,"
+											"       CASE WHEN name <> $2 THEN 'name'"
+											"            WHEN discount_type <> $3 THEN 'discount_type'"
+											"            WHEN discount_value <> $4 THEN 'discount_value'"
+											"            WHEN usage_limit <> $5 THEN 'usage_limit'"
+											"            WHEN starts_at <> $6 THEN 'starts_at'"
+											"            WHEN ends_at <> $7 THEN 'ends_at'"
+											"            WHEN valid_for IS DISTINCT FROM $8 THEN 'valid_for'"
+											"            WHEN min_subtotal <> $9 THEN 'min_subtotal'"
+											"            WHEN max_discount IS DISTINCT FROM $10 THEN 'max_discount' END"
+											"  FROM shop.coupon_campaign WHERE idempotency_key = $1",
+	TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INTERVALOID, INT8OID, INT8OID);
+
+/* All that an issue is decided on, from one snapshot. */
+static ShopQuery look = SHOP_QUERY(
+	"SELECT k.starts_at, k.ends_at, k.usage_limit, c.coupon_id,"
+	"       EXISTS (SELECT FROM shop.coupon_stock s WHERE s.campaign_id = k.campaign_id AND s.remaining > 0)"
+	"  FROM shop.coupon_campaign k"
+	"  LEFT JOIN shop.coupon c ON c.user_id = $2 AND c.campaign_id = k.campaign_id"
+	" WHERE k.campaign_id = $1",
+	INT8OID, INT8OID);
+
+static ShopQuery find_issued = SHOP_QUERY("SELECT coupon_id, campaign_id, expires_at FROM shop.coupon"
+										  " WHERE user_id = $1 AND idempotency_key = $2",
+	INT8OID, TEXTOID);
+
+static ShopQuery insert_coupon = SHOP_QUERY(
+	"INSERT INTO shop.coupon (campaign_id, user_id, issued_at, expires_at, idempotency_key)"
+	" SELECT campaign_id, $2, $3, coalesce($3 + valid_for, ends_at), $4"
+	"   FROM shop.coupon_campaign WHERE campaign_id = $1"
+	" ON CONFLICT DO NOTHING"
+	" RETURNING coupon_id, expires_at",
+	INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID);
+
+static ShopQuery read_coupon = SHOP_QUERY(
+	"SELECT c.order_id, c.expires_at, k.discount_type = 'percent', k.discount_value, k.min_subtotal, k.max_discount"
+	"  FROM shop.coupon c JOIN shop.coupon_campaign k USING (campaign_id)"
+	" WHERE c.coupon_id = $1 AND c.user_id = $2",
+	INT8OID, INT8OID);
+
+static ShopQuery use_coupon = SHOP_QUERY(
+	"UPDATE shop.coupon SET order_id = $2 WHERE coupon_id = $1 AND order_id IS NULL", INT8OID, INT8OID);
+
+static ShopQuery give_back_coupon = SHOP_QUERY(
+	"UPDATE shop.coupon SET order_id = NULL WHERE coupon_id = $1 AND order_id = $2 AND expires_at > $3", INT8OID,
+	INT8OID, TIMESTAMPTZOID);
+
+static ShopQuery read_user_coupons = SHOP_QUERY(
+	"SELECT c.coupon_id, c.campaign_id, k.name,"
+	"       CASE WHEN c.order_id IS NOT NULL THEN 'used' WHEN c.expires_at <= $2 THEN 'expired' ELSE 'usable' END,"
+	"       k.discount_type, k.discount_value, k.min_subtotal, k.max_discount, c.issued_at, c.expires_at, c.order_id"
+	"  FROM shop.coupon c JOIN shop.coupon_campaign k USING (campaign_id)"
+	" WHERE c.user_id = $1 ORDER BY c.coupon_id DESC",
+	INT8OID, TIMESTAMPTZOID);
+
+/* A call of issue_coupon and its answer. */
+typedef struct IssueCall
+{
+	int64 campaign_id;
+	int64 user_id;
+	char *key;
+	int64 coupon_id;
+	int64 usage_limit; /* of the campaign */
+	TimestampTz issued_at;
+	TimestampTz expires_at;
+	bool replayed;
+} IssueCall;
+
+SHOP_FUNCTION(shop_create_coupon_campaign);
+SHOP_FUNCTION(shop_issue_coupon);
+SHOP_FUNCTION(shop_try_issue_coupon);
+SHOP_FUNCTION(shop_user_coupons);
+
+/*
+ * Campaigns
+ */
+
+static int64
+arg_int64_between(FunctionCallInfo fcinfo, int n, const char *name, int64 least, int64 most)
+{
+	int64 value = shop_arg_int64(fcinfo, n, name);
+
+	if (value < least || value > most)
+		shop_reject(name, "must be between " INT64_FORMAT " and " INT64_FORMAT, least, most);
+	return value;
+}
+
+/* Checks all arguments; they are bound to the statements as they are. */
+static void
+check_campaign(FunctionCallInfo fcinfo)
+{
+	char *name = shop_arg_text(fcinfo, 0, "name");
+	char *type = shop_arg_text(fcinfo, 1, "discount_type");
+	bool percent = strcmp(type, "percent") == 0;
+	TimestampTz starts_at;
+	TimestampTz ends_at;
+
+	if (*name == '\0' || strlen(name) > 1000)
+		shop_reject("name", "must have 1 to 1000 bytes");
+	if (!percent && strcmp(type, "fixed") != 0)
+		shop_reject("discount_type", "must be fixed or percent");
+	(void) arg_int64_between(fcinfo, 2, "discount_value", 1, percent ? 100 : SHOP_MAX_AMOUNT);
+	(void) arg_int64_between(fcinfo, 3, "usage_limit", 1, SHOP_MAX_AMOUNT);
+	starts_at = shop_arg_time(fcinfo, 4, "starts_at");
+	ends_at = shop_arg_time(fcinfo, 5, "ends_at");
+	if (ends_at <= starts_at)
+		shop_reject("ends_at", "must be after starts_at");
+	if (!PG_ARGISNULL(6))
+		(void) shop_arg_duration(fcinfo, 6, "valid_for");
+	(void) arg_int64_between(fcinfo, 7, "min_subtotal", 0, SHOP_MAX_AMOUNT);
+	if (!PG_ARGISNULL(8))
+		(void) arg_int64_between(fcinfo, 8, "max_discount", 1, SHOP_MAX_AMOUNT);
+}
+
+static ShopValue
+argument(FunctionCallInfo fcinfo, int n)
+{
+	return (ShopValue){fcinfo->args[n].value, fcinfo->args[n].isnull};
+}
+
+/* Has this key created a campaign?  The same arguments, then, or it is refused. */
+static bool
+find_created(FunctionCallInfo fcinfo, const char *key, int64 *campaign_id)
+{
+	ShopValue values[10] = {shop_text(key)};
+
+	if (key == NULL)
+		return false;
+	for (int i = 0; i < 9; i++)
+		values[i + 1] = argument(fcinfo, i);
+	if (shop_query(&find_campaign, values) == 0)
+		return false;
+	if (!shop_fetch_isnull(0, 2))
+		shop_key_reused(key, shop_fetch_text(0, 2));
+	*campaign_id = shop_fetch_int8(0, 1);
+	return true;
+}
+
+static int64
+create_campaign(FunctionCallInfo fcinfo, const char *key)
+{
+	ShopValue values[11];
+	int64 campaign_id;
+
+	if (find_created(fcinfo, key, &campaign_id))
+		return campaign_id;
+	for (int i = 0; i < 9; i++)
+		values[i] = argument(fcinfo, i);
+	values[9] = shop_time(shop_now());
+	values[10] = shop_text(key);
+	if (shop_query(&insert_campaign, values) == 0)
+	{
+		/* Another call with the key committed while we waited for it. */
+		if (!find_created(fcinfo, key, &campaign_id))
+			elog(ERROR, "campaign of idempotency key is not visible");
+		return campaign_id;
+	}
+	campaign_id = shop_fetch_int8(0, 1);
+	shop_slots_open(&slots, campaign_id, PG_GETARG_INT64(3));
+	return campaign_id;
+}
+
+Datum
+shop_create_coupon_campaign(PG_FUNCTION_ARGS)
+{
+	char *key;
+	int64 campaign_id;
+
+	check_campaign(fcinfo);
+	key = shop_arg_key(fcinfo, 9);
+	shop_write_verb("create_coupon_campaign()");
+
+	SPI_connect();
+	campaign_id = create_campaign(fcinfo, key);
+	SPI_finish();
+	PG_RETURN_INT64(campaign_id);
+}
+
+/*
+ * Issuing
+ */
+
+/* Has this key issued a coupon?  Of the same campaign, then, or it is refused. */
+static bool
+find_replay(IssueCall *call)
+{
+	if (call->key == NULL || shop_query(&find_issued, SHOP_VALUES(shop_int8(call->user_id), shop_text(call->key))) == 0)
+		return false;
+	shop_same_int64(call->key, "campaign_id", shop_fetch_int8(0, 2), call->campaign_id);
+	call->coupon_id = shop_fetch_int8(0, 1);
+	call->expires_at = shop_fetch_time(0, 3);
+	call->replayed = true;
+	return true;
+}
+
+static ShopRefusal
+sold_out(const IssueCall *call)
+{
+	return shop_refusal(SHOP_COUPON_SOLD_OUT, "{\"campaign_id\": " INT64_FORMAT ", \"usage_limit\": " INT64_FORMAT "}",
+		call->campaign_id, call->usage_limit);
+}
+
+/* What can be refused from one look, without a lock. */
+static ShopRefusal
+check_issue(IssueCall *call)
+{
+	TimestampTz starts_at;
+	TimestampTz ends_at;
+
+	call->issued_at = shop_now();
+	if (shop_query(&look, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id))) == 0)
+		return shop_refusal(SHOP_CAMPAIGN_NOT_FOUND, "{\"campaign_id\": " INT64_FORMAT "}", call->campaign_id);
+	starts_at = shop_fetch_time(0, 1);
+	ends_at = shop_fetch_time(0, 2);
+	call->usage_limit = shop_fetch_int8(0, 3);
+	if (call->issued_at < starts_at)
+		return shop_refusal(SHOP_CAMPAIGN_NOT_STARTED, "{\"campaign_id\": " INT64_FORMAT ", \"starts_at\": \"%s\"}",
+			call->campaign_id, shop_json_time(starts_at));
+	if (call->issued_at >= ends_at)
+		return shop_refusal(SHOP_CAMPAIGN_ENDED, "{\"campaign_id\": " INT64_FORMAT ", \"ends_at\": \"%s\"}",
+			call->campaign_id, shop_json_time(ends_at));
+	if (!shop_fetch_isnull(0, 4))
+		return shop_refusal(SHOP_COUPON_ALREADY_ISSUED,
+			"{\"campaign_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"coupon_id\": " INT64_FORMAT "}",
+			call->campaign_id, call->user_id, shop_fetch_int8(0, 4));
+	if (!shop_fetch_bool(0, 5))
+		return sold_out(call);
+	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
+}
+
+/*
+ * Takes one of what is left; false if a fresh look sees that nothing is.  As
+ * long as it sees some, they may come free by a rollback: another round.
+ */
+static bool
+take_one(const IssueCall *call)
+{
+	while (!shop_slots_take_free(&slots, call->campaign_id, 1) &&
+		   shop_slots_take_waiting(&slots, call->campaign_id, 1) > 0)
+	{
+		shop_query(&look, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id)));
+		if (!shop_fetch_bool(0, 5))
+			return false;
+	}
+	return true;
+}
+
+static void
+emit_issued(const IssueCall *call)
+{
+	char id[32];
+
+	snprintf(id, sizeof(id), INT64_FORMAT, call->coupon_id);
+	shop_emit("coupon.issued", "coupon", id,
+		psprintf("{\"coupon_id\": %s, \"campaign_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT
+				 ", \"status\": \"usable\", \"issued_at\": \"%s\", \"expires_at\": \"%s\"}",
+			id, call->campaign_id, call->user_id, shop_json_time(call->issued_at), shop_json_time(call->expires_at)),
+		call->issued_at);
+}
+
+/*
+ * Issues a coupon that the look has found no reason to refuse.  What it has
+ * written when it refuses goes with the error.
+ */
+static void
+issue(IssueCall *call)
+{
+	if (shop_query(&insert_coupon, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id),
+									   shop_time(call->issued_at), shop_text(call->key))) == 0)
+	{
+		/* Another call of the user has committed while we waited for it. */
+		if (find_replay(call))
+			return;
+		shop_raise(check_issue(call));
+	}
+	call->coupon_id = shop_fetch_int8(0, 1);
+	call->expires_at = shop_fetch_time(0, 2);
+	emit_issued(call);
+	if (!take_one(call))
+		shop_raise(sold_out(call));
+}
+
+/* Finds the answer without writing or locking; false if there is none yet. */
+static bool
+find_answer(IssueCall *call, ShopRefusal *refusal)
+{
+	*refusal = (ShopRefusal){.condition = SHOP_NO_REFUSAL};
+	if (find_replay(call))
+		return true;
+	*refusal = check_issue(call);
+	if (refusal->condition == SHOP_NO_REFUSAL)
+		return false;
+	if (find_replay(call))
+		*refusal = (ShopRefusal){.condition = SHOP_NO_REFUSAL};
+	return true;
+}
+
+static IssueCall
+read_call(FunctionCallInfo fcinfo, const char *verb)
+{
+	IssueCall call = {
+		.campaign_id = shop_arg_int64(fcinfo, 0, "campaign_id"), .user_id = shop_arg_int64(fcinfo, 1, "user_id")};
+
+	call.key = shop_arg_key(fcinfo, 2);
+	shop_write_verb(verb);
+	return call;
+}
+
+Datum
+shop_issue_coupon(PG_FUNCTION_ARGS)
+{
+	IssueCall call = read_call(fcinfo, "issue_coupon()");
+	ShopRefusal refusal;
+
+	SPI_connect();
+	if (!find_answer(&call, &refusal))
+		issue(&call);
+	else if (refusal.condition != SHOP_NO_REFUSAL)
+		shop_raise(refusal);
+	SPI_finish();
+	return shop_form_row(
+		fcinfo, SHOP_VALUES(shop_int8(call.coupon_id), shop_int8(call.campaign_id), shop_int8(call.user_id),
+					shop_text("usable"), shop_time(call.expires_at), shop_bool(call.replayed)));
+}
+
+static bool
+issue_within(void *arg)
+{
+	SPI_connect();
+	issue(arg);
+	SPI_finish();
+	return true;
+}
+
+Datum
+shop_try_issue_coupon(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = CurrentMemoryContext;
+	IssueCall call = read_call(fcinfo, "try_issue_coupon()");
+	ShopRefusal refusal;
+	ErrorData *error = NULL;
+
+	SPI_connect();
+	if (!find_answer(&call, &refusal))
+		error = shop_subtransaction(issue_within, &call);
+	if (refusal.condition != SHOP_NO_REFUSAL)
+		refusal.detail = MemoryContextStrdup(context, refusal.detail);
+	SPI_finish();
+
+	if (error)
+		return shop_form_refused(fcinfo, shop_refusal_of(error));
+	if (refusal.condition != SHOP_NO_REFUSAL)
+		return shop_form_refused(fcinfo, refusal);
+	return shop_form_row(fcinfo,
+		SHOP_VALUES(shop_text("ok"), shop_int8(call.coupon_id), shop_int8(call.campaign_id), shop_int8(call.user_id),
+			shop_text("usable"), shop_time(call.expires_at), shop_bool(call.replayed), shop_null()));
+}
+
+Datum
+shop_user_coupons(PG_FUNCTION_ARGS)
+{
+	int64 user_id = shop_arg_int64(fcinfo, 0, "user_id");
+
+	(void) shop_return_set(fcinfo, &read_user_coupons, SHOP_VALUES(shop_int8(user_id), shop_time(shop_now())));
+	return (Datum) 0;
+}
+
+/* Removes slots that a rush has left empty; returns how many. */
+int64
+shop_coupon_merge(int limit)
+{
+	return shop_slots_merge(&slots, limit);
+}
+
+/*
+ * An order's coupon; the user is locked
+ */
+
+/* What the coupon takes off, which is at most the subtotal, or why it does not. */
+ShopRefusal
+shop_coupon_discount(int64 coupon_id, int64 user_id, int64 subtotal, TimestampTz now, int64 *discount)
+{
+	TimestampTz expires_at;
+	int64 value;
+	int64 min_subtotal;
+
+	if (shop_query(&read_coupon, SHOP_VALUES(shop_int8(coupon_id), shop_int8(user_id))) == 0)
+		return shop_refusal(SHOP_COUPON_NOT_FOUND, "{\"coupon_id\": " INT64_FORMAT "}", coupon_id);
+	if (!shop_fetch_isnull(0, 1))
+		return shop_refusal(SHOP_COUPON_ALREADY_USED,
+			"{\"coupon_id\": " INT64_FORMAT ", \"order_id\": " INT64_FORMAT "}", coupon_id, shop_fetch_int8(0, 1));
+	expires_at = shop_fetch_time(0, 2);
+	if (expires_at <= now)
+		return shop_refusal(SHOP_COUPON_EXPIRED, "{\"coupon_id\": " INT64_FORMAT ", \"expires_at\": \"%s\"}", coupon_id,
+			shop_json_time(expires_at));
+	min_subtotal = shop_fetch_int8(0, 5);
+	if (subtotal < min_subtotal)
+		return shop_refusal(SHOP_COUPON_NOT_APPLICABLE,
+			"{\"coupon_id\": " INT64_FORMAT ", \"min_subtotal\": " INT64_FORMAT ", \"subtotal\": " INT64_FORMAT "}",
+			coupon_id, min_subtotal, subtotal);
+
+	value = shop_fetch_int8(0, 4);
+	if (shop_fetch_bool(0, 3))
+		value = (int64) ((int128) subtotal * value / 100);
+	*discount = Min(Min(value, shop_fetch_int8_or(0, 6, PG_INT64_MAX)), subtotal);
+	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
+}
+
+void
+shop_coupon_use(int64 coupon_id, int64 order_id)
+{
+	if (shop_query(&use_coupon, SHOP_VALUES(shop_int8(coupon_id), shop_int8(order_id))) != 1)
+		elog(ERROR, "coupon of a locked user is used already");
+}
+
+/* Makes the coupon of an order usable again, if it has not expired. */
+void
+shop_coupon_give_back(int64 coupon_id, int64 order_id, TimestampTz now)
+{
+	(void) shop_query(&give_back_coupon, SHOP_VALUES(shop_int8(coupon_id), shop_int8(order_id), shop_time(now)));
+}

@@ -1,0 +1,138 @@
+/*
+ * order.c
+ *		The row of an order: inserted, read, locked, saved, told of.
+ *
+ * An order belongs to its user: his account's lock is the order's lock, for
+ * every verb.  Only the end of a reservation comes from others, who change the
+ * row under the condition that it is still reserved (expire.c).
+ *
+ * Locks: the account of the order's user; the order's row, last.
+ */
+#include "order/order.h"
+
+#include "catalog/pg_type.h"
+#include "outbox/outbox.h"
+
+static ShopQuery insert_order = SHOP_QUERY(
+	"INSERT INTO shop.orders (user_id, status, subtotal, discount, total, balance, coupon_id, expected_total,"
+	"                         created_at, expires_at, paid_at, idempotency_key)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+	" ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING"
+	" RETURNING order_id",
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+	TIMESTAMPTZOID, TEXTOID);
+
+static ShopQuery read_order = SHOP_QUERY(
+	"SELECT user_id, status, subtotal, discount, total, balance, coupon_id, created_at, expires_at, paid_at"
+	"  FROM shop.orders WHERE order_id = $1",
+	INT8OID);
+
+static ShopQuery update_order = SHOP_QUERY(
+	"UPDATE shop.orders SET status = $2, discount = $3, total = $4, balance = $5, coupon_id = $6, paid_at = $7,"
+	"       expected_total = coalesce($8, expected_total)"
+	" WHERE order_id = $1",
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID);
+
+/* Inserts an order and sets its order_id; false if its key has placed one meanwhile. */
+bool
+shop_order_insert(ShopOrder *order, const ShopPayment *payment, const char *key)
+{
+	if (shop_query(&insert_order,
+			SHOP_VALUES(shop_int8(order->user_id), shop_text(shop_order_status_name(order->status)),
+				shop_int8(order->subtotal), shop_int8(order->discount), shop_int8(order->total),
+				shop_int8(order->balance), shop_int8_or_null(order->coupon_id, !order->has_coupon),
+				shop_int8_or_null(payment->expected_total, !payment->has_expected_total), shop_time(order->created_at),
+				shop_time_or_null(order->expires_at), shop_time_or_null(order->paid_at), shop_text(key))) == 0)
+		return false;
+	order->order_id = shop_fetch_int8(0, 1);
+	return true;
+}
+
+/* The order as it stands, or order_not_found. */
+ShopOrder
+shop_order_read(int64 order_id)
+{
+	if (shop_query(&read_order, SHOP_VALUES(shop_int8(order_id))) == 0)
+		shop_refuse(SHOP_ORDER_NOT_FOUND, "{\"order_id\": " INT64_FORMAT "}", order_id);
+	return (ShopOrder){.order_id = order_id,
+		.user_id = shop_fetch_int8(0, 1),
+		.status = shop_order_status_parse(shop_fetch_text(0, 2)),
+		.subtotal = shop_fetch_int8(0, 3),
+		.discount = shop_fetch_int8(0, 4),
+		.total = shop_fetch_int8(0, 5),
+		.balance = shop_fetch_int8(0, 6),
+		.has_coupon = !shop_fetch_isnull(0, 7),
+		.coupon_id = shop_fetch_int8_or(0, 7, 0),
+		.created_at = shop_fetch_time(0, 8),
+		.expires_at = shop_fetch_time(0, 9),
+		.paid_at = shop_fetch_time(0, 10)};
+}
+
+/* Locks the account of the order's user, and reads the order again. */
+ShopAccount
+shop_order_lock(ShopOrder *order)
+{
+	ShopAccount account = shop_account_lock(order->user_id);
+
+	*order = shop_order_read(order->order_id);
+	return account;
+}
+
+void
+shop_order_check_owner(const ShopOrder *order, int64 user_id)
+{
+	if (order->user_id != user_id)
+		shop_refuse(SHOP_NOT_YOUR_ORDER, "{\"order_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT "}",
+			order->order_id, user_id);
+}
+
+/* Writes a new state of the order, which its user's lock or its holds' locks protect. */
+void
+shop_order_save(const ShopOrder *order, const ShopPayment *payment)
+{
+	if (shop_query(&update_order,
+			SHOP_VALUES(shop_int8(order->order_id), shop_text(shop_order_status_name(order->status)),
+				shop_int8(order->discount), shop_int8(order->total), shop_int8(order->balance),
+				shop_int8_or_null(order->coupon_id, !order->has_coupon), shop_time_or_null(order->paid_at),
+				shop_int8_or_null(payment ? payment->expected_total : 0, !payment || !payment->has_expected_total))) !=
+		1)
+		elog(ERROR, "order " INT64_FORMAT " is gone", order->order_id);
+}
+
+/* A key with a time and a comma; nothing for an order that has no such time. */
+static char *
+time_member(const char *key, TimestampTz time)
+{
+	return time == DT_NOEND ? "" : psprintf("\"%s\": \"%s\", ", key, shop_json_time(time));
+}
+
+/*
+ * Emits order.<kind>: the order as it is now, what the event adds (JSON that
+ * ends in ", ", or nothing), and the lines that it is about.
+ */
+void
+shop_order_emit(const ShopOrder *order, const char *kind, const char *more, const ShopItems *lines, TimestampTz now)
+{
+	char id[32];
+
+	snprintf(id, sizeof(id), INT64_FORMAT, order->order_id);
+	shop_emit(psprintf("order.%s", kind), "order", id,
+		psprintf("{\"order_id\": %s, \"user_id\": " INT64_FORMAT ", \"status\": \"%s\", \"currency\": \"%s\""
+				 ", \"subtotal\": " INT64_FORMAT ", \"discount\": " INT64_FORMAT ", \"total\": " INT64_FORMAT
+				 ", \"coupon_id\": %s, %s%s%s%s\"lines\": %s}",
+			id, order->user_id, shop_order_status_name(order->status), shop_currency, order->subtotal, order->discount,
+			order->total, order->has_coupon ? psprintf(INT64_FORMAT, order->coupon_id) : "null",
+			time_member("created_at", order->created_at), time_member("expires_at", order->expires_at),
+			time_member("paid_at", order->paid_at), more, shop_items_json(lines)),
+		now);
+}
+
+/* An order_result. */
+Datum
+shop_order_result(FunctionCallInfo fcinfo, const ShopOrder *order, bool replayed)
+{
+	return shop_form_row(
+		fcinfo, SHOP_VALUES(shop_int8(order->order_id), shop_text(shop_order_status_name(order->status)),
+					shop_int8(order->subtotal), shop_int8(order->discount), shop_int8(order->total),
+					shop_int8(order->balance), shop_time_or_null(order->expires_at), shop_bool(replayed)));
+}

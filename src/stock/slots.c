@@ -1,0 +1,153 @@
+/*
+ * slots.c
+ *		Taking units that are spread over rows.
+ *
+ * The units of all slots of an owner (a product, a coupon campaign) are what
+ * it has.  There is slot 0 and, once callers had to wait for each other, more;
+ * a backend's own slot is its backend number modulo shop.max_stock_slots, and
+ * its nearest slot is its own or the next lower one there is, in the end
+ * slot 0.
+ *
+ * Lock order: slots from 0 upwards.  Whoever waits for a slot holds, of its
+ * owner, only lower ones.  Taking a free slot out of order (SKIP LOCKED) does
+ * not wait; but a slot that turns out too short once it is locked stays
+ * locked, so this happens in a subtransaction, which is undone before we wait.
+ *
+ * Invariant: no slot is below 0 (a CHECK and a condition in each update).
+ */
+#include "stock/slots.h"
+
+#include "error.h"
+#include "subtransaction.h"
+
+/* An attempt to take units without waiting. */
+typedef struct FreeTake
+{
+	ShopSlots *slots;
+	int64 id;
+	int64 quantity;
+	bool done;
+} FreeTake;
+
+/* Slots locked from 0 upwards, and what is to be taken from each. */
+typedef struct Picks
+{
+	int64 missing; /* units still missing */
+	int64 left;	   /* units left in the last slot */
+	int n;
+	int allocated;
+	int32 *numbers;
+	int64 *quantities;
+} Picks;
+
+/* This backend's own slot of anything. */
+int32
+shop_slots_own(void)
+{
+	return SHOP_BACKEND_NUMBER() % shop_max_stock_slots;
+}
+
+/* Opens slot 0 of a new owner. */
+void
+shop_slots_open(ShopSlots *slots, int64 id, int64 units)
+{
+	shop_query(&slots->insert, SHOP_VALUES(shop_int8(id), shop_int4(0), shop_int8(units)));
+}
+
+static bool
+take_within(void *arg)
+{
+	FreeTake *take = arg;
+	ShopValue values[] = {shop_int8(take->id), shop_int4(shop_slots_own()), shop_int8(take->quantity)};
+
+	take->done = shop_query(&take->slots->take_nearest, values) > 0 || shop_query(&take->slots->take_above, values) > 0;
+	return take->done;
+}
+
+/* Takes the units from one free slot; false, and no lock, if there is none with enough. */
+bool
+shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity)
+{
+	FreeTake take = {slots, id, quantity, false};
+	ErrorData *error = shop_subtransaction(take_within, &take);
+
+	if (error)
+		ReThrowError(error);
+	return take.done;
+}
+
+static bool
+pick_slot(TupleTableSlot *row, void *arg)
+{
+	Picks *picks = arg;
+	int64 units = shop_row_int8(row, 2);
+	int64 quantity = Min(units, picks->missing);
+
+	if (quantity > 0)
+	{
+		if (picks->n == picks->allocated)
+		{
+			picks->allocated *= 2;
+			picks->numbers = repalloc(picks->numbers, sizeof(int32) * picks->allocated);
+			picks->quantities = repalloc(picks->quantities, sizeof(int64) * picks->allocated);
+		}
+		picks->numbers[picks->n] = (int32) shop_row_int8(row, 1);
+		picks->quantities[picks->n++] = quantity;
+		picks->missing -= quantity;
+		picks->left = units - quantity;
+	}
+	return picks->missing > 0;
+}
+
+/*
+ * Who had to wait for a slot takes half of what is left in it home to its own
+ * slot, and need not wait there next time.  Runs while the slot is locked and
+ * before anything further on in the order of locks is, so that a wait for a
+ * slot being inserted is one for a transaction that will not wait for us.
+ */
+static void
+take_half_home(ShopSlots *slots, int64 id, Picks *picks)
+{
+	int32 own = shop_slots_own();
+	int64 half = picks->left / 2;
+	ShopValue values[] = {shop_int8(id), shop_int4(own), shop_int8(half)};
+
+	if (half == 0 || own == picks->numbers[0])
+		return;
+	if (shop_query(&slots->insert, values) > 0 || shop_query(&slots->fill_free, values) > 0)
+		picks->quantities[0] += half;
+}
+
+/*
+ * Takes the units slot by slot, waiting for those who hold them; returns 0.
+ * If the slots that this statement's snapshot shows have too few between
+ * them, returns how many are missing: nothing is taken then, and all slots
+ * are locked.
+ */
+int64
+shop_slots_take_waiting(ShopSlots *slots, int64 id, int64 quantity)
+{
+	Picks picks = {.missing = quantity, .allocated = 8};
+	uint64 updated;
+
+	picks.numbers = palloc(sizeof(int32) * picks.allocated);
+	picks.quantities = palloc(sizeof(int64) * picks.allocated);
+	shop_query_each(&slots->lock_all, SHOP_VALUES(shop_int8(id)), pick_slot, &picks);
+	if (picks.missing > 0)
+		return picks.missing;
+
+	if (picks.n == 1)
+		take_half_home(slots, id, &picks);
+	updated = shop_query(&slots->subtract, SHOP_VALUES(shop_int8(id), shop_int4_array(picks.numbers, picks.n),
+											   shop_int8_array(picks.quantities, picks.n)));
+	if (updated != (uint64) picks.n)
+		elog(ERROR, "took units from " UINT64_FORMAT " of %d locked slots", updated, picks.n);
+	return 0;
+}
+
+/* Removes slots that a rush has left empty; returns how many. */
+int64
+shop_slots_merge(ShopSlots *slots, int limit)
+{
+	return (int64) shop_query(&slots->merge, SHOP_VALUES(shop_int4(limit)));
+}

@@ -1,0 +1,78 @@
+/*
+ * slots.h
+ *		Units spread over rows, so that a hot counter is not a hot row.
+ *
+ * Stock is kept so, and what is left of a coupon campaign.
+ */
+#ifndef SHOP_SLOTS_H
+#define SHOP_SLOTS_H
+
+#include "shop.h"
+
+#include "catalog/pg_type.h"
+#include "query.h"
+
+/* The statements over one table of slots; $1 is the owner of the units. */
+typedef struct ShopSlots
+{
+	ShopQuery take_nearest;
+	ShopQuery take_above;
+	ShopQuery lock_all;
+	ShopQuery insert;
+	ShopQuery fill_free;
+	ShopQuery subtract;
+	ShopQuery merge;
+} ShopSlots;
+
+/*
+ * Takes the units from a free slot.  Locked and updated by one statement, for
+ * it runs in a subtransaction of its own: a row that one transaction locks
+ * and another updates would get a MultiXact.
+ */
+#define SHOP_SLOTS_TAKE(table, key, units, which) \
+	"WITH free AS MATERIALIZED" \
+	"  (SELECT slot FROM " table " WHERE " key " AND " units " >= $3 AND " which \
+	"    LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)" \
+	" UPDATE " table " s SET " units " = s." units " - $3 FROM free" \
+	"  WHERE " key " AND s.slot = free.slot AND s." units " >= $3"
+
+/*
+ * table: its name; id: the column of the owner; key: the condition that finds
+ * the owner's slots by $1; units: the column that is counted in.
+ */
+#define SHOP_SLOTS(table, id, key, units) \
+	{ \
+		.take_nearest = SHOP_QUERY( \
+			SHOP_SLOTS_TAKE(table, key, units, "slot <= $2 ORDER BY slot DESC"), INT8OID, INT4OID, INT8OID), \
+		.take_above = SHOP_QUERY( \
+			SHOP_SLOTS_TAKE(table, key, units, "slot > $2 ORDER BY slot"), INT8OID, INT4OID, INT8OID), \
+		.lock_all = SHOP_QUERY( \
+			"SELECT slot::bigint, " units " FROM " table " WHERE " key " ORDER BY slot FOR NO KEY UPDATE", INT8OID), \
+		.insert = SHOP_QUERY("INSERT INTO " table " (" id ", slot, " units ") VALUES ($1, $2, $3)" \
+							 " ON CONFLICT DO NOTHING", \
+			INT8OID, INT4OID, INT8OID), \
+		.fill_free = SHOP_QUERY("WITH own AS MATERIALIZED" \
+								"  (SELECT slot FROM " table " WHERE " key \
+								" AND slot = $2 FOR NO KEY UPDATE SKIP LOCKED)" \
+								" UPDATE " table " s SET " units " = s." units " + $3 FROM own" \
+								"  WHERE " key " AND s.slot = own.slot", \
+			INT8OID, INT4OID, INT8OID), \
+		.subtract = SHOP_QUERY("UPDATE " table " s SET " units " = s." units " - t.quantity" \
+							   "  FROM unnest($2::integer[], $3::bigint[]) AS t(number, quantity)" \
+							   " WHERE " key " AND s.slot = t.number AND s." units " >= t.quantity", \
+			INT8OID, INT4ARRAYOID, INT8ARRAYOID), \
+		.merge = SHOP_QUERY("WITH empty AS MATERIALIZED" \
+							"  (SELECT " id ", slot FROM " table " WHERE slot > 0 AND " units " = 0" \
+							"    LIMIT $1 FOR UPDATE SKIP LOCKED)" \
+							" DELETE FROM " table " s USING empty e" \
+							"  WHERE s." id " = e." id " AND s.slot = e.slot AND s." units " = 0", \
+			INT4OID), \
+	}
+
+extern int32 shop_slots_own(void);
+extern void shop_slots_open(ShopSlots *slots, int64 id, int64 units);
+extern bool shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity);
+extern int64 shop_slots_take_waiting(ShopSlots *slots, int64 id, int64 quantity);
+extern int64 shop_slots_merge(ShopSlots *slots, int limit);
+
+#endif /* SHOP_SLOTS_H */

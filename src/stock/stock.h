@@ -1,0 +1,46 @@
+/*
+ * stock.h
+ *		Units of products: taking, giving back, and what reservations hold.
+ */
+#ifndef SHOP_STOCK_H
+#define SHOP_STOCK_H
+
+#include "shop.h"
+
+/* Units of one product, wanted or given back. */
+typedef struct ShopDemand
+{
+	int64 product_id;
+	int64 quantity;
+	int32 slot; /* the nearest slot with that many when last looked at, or -1 */
+} ShopDemand;
+
+/*
+ * Orders whose expired reservations had to give units back to someone else.
+ * Whoever takes units hands them to shop_orders_expire(), last of all.
+ */
+typedef struct ShopExpired
+{
+	int64 *order_ids;
+	int n;
+	int allocated;
+} ShopExpired;
+
+/* take.c: demands are sorted by product and distinct */
+extern ShopExpired shop_stock_take(const ShopDemand *demands, int n, TimestampTz now);
+extern void shop_stock_give_back(const ShopDemand *demands, int n);
+extern int64 shop_stock_available(int64 product_id, TimestampTz now);
+extern void shop_stock_open(int64 product_id, int64 quantity);
+extern int64 shop_stock_merge(int limit);
+
+/* hold.c */
+extern void shop_holds_insert(int64 order_id, TimestampTz expires_at, const ShopDemand *demands, int n);
+extern int shop_holds_delete(int64 order_id, TimestampTz expires_at);
+extern bool shop_holds_lock_free(int64 order_id, TimestampTz expires_at);
+extern int shop_holds_read(int64 order_id, TimestampTz expires_at, ShopDemand **demands);
+extern int64 shop_holds_take_back(int64 product_id, int64 missing, TimestampTz now, ShopExpired *expired);
+
+/* movement.c */
+extern void shop_movement_initial(int64 product_id, int64 quantity, TimestampTz now);
+
+#endif /* SHOP_STOCK_H */
