@@ -25,3 +25,5 @@ CREATE TABLE demo.answer (
 );
 
 CREATE TABLE demo.repeated (order_id bigint, status text, total bigint, balance bigint, replayed boolean);
+
+CREATE TABLE demo.coupon (outcome text NOT NULL, user_id bigint, coupon_id bigint);

@@ -68,7 +68,7 @@ cancel_locked(ShopOrder *order, ShopAccount *account, const char *reason)
 		shop_coupon_give_back(order->coupon_id, order->order_id, now);
 	shop_stock_give_back(shop_items_demands(&left), left.n);
 	order->status = SHOP_ORDER_CANCELLED;
-	shop_order_save(order, NULL);
+	shop_order_save(order);
 	order->balance = account->balance;
 	shop_change_record("cancelled", order, points, account, reason, NULL, NULL, now);
 	shop_order_emit(order, "cancelled", event_members(points, reason, now), &left, now);

@@ -28,10 +28,9 @@ static ShopQuery read_order = SHOP_QUERY(
 	INT8OID);
 
 static ShopQuery update_order = SHOP_QUERY(
-	"UPDATE shop.orders SET status = $2, discount = $3, total = $4, balance = $5, coupon_id = $6, paid_at = $7,"
-	"       expected_total = coalesce($8, expected_total)"
+	"UPDATE shop.orders SET status = $2, discount = $3, total = $4, balance = $5, coupon_id = $6, paid_at = $7"
 	" WHERE order_id = $1",
-	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID);
+	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID);
 
 /* Inserts an order and sets its order_id; false if its key has placed one meanwhile. */
 bool
@@ -86,16 +85,18 @@ shop_order_check_owner(const ShopOrder *order, int64 user_id)
 			order->order_id, user_id);
 }
 
-/* Writes a new state of the order, which its user's lock or its holds' locks protect. */
+/*
+ * Writes the order's row.  A verb does so even where nothing in the row is
+ * new: a REPEATABLE READ caller who waited for the user's lock then meets
+ * 40001, and does not go on from what was true before.
+ */
 void
-shop_order_save(const ShopOrder *order, const ShopPayment *payment)
+shop_order_save(const ShopOrder *order)
 {
 	if (shop_query(&update_order,
 			SHOP_VALUES(shop_int8(order->order_id), shop_text(shop_order_status_name(order->status)),
 				shop_int8(order->discount), shop_int8(order->total), shop_int8(order->balance),
-				shop_int8_or_null(order->coupon_id, !order->has_coupon), shop_time_or_null(order->paid_at),
-				shop_int8_or_null(payment ? payment->expected_total : 0, !payment || !payment->has_expected_total))) !=
-		1)
+				shop_int8_or_null(order->coupon_id, !order->has_coupon), shop_time_or_null(order->paid_at))) != 1)
 		elog(ERROR, "order " INT64_FORMAT " is gone", order->order_id);
 }
 

@@ -123,7 +123,7 @@ extern bool shop_order_insert(ShopOrder *order, const ShopPayment *payment, cons
 extern ShopOrder shop_order_read(int64 order_id);
 extern ShopAccount shop_order_lock(ShopOrder *order);
 extern void shop_order_check_owner(const ShopOrder *order, int64 user_id);
-extern void shop_order_save(const ShopOrder *order, const ShopPayment *payment);
+extern void shop_order_save(const ShopOrder *order);
 extern void shop_order_emit(
 	const ShopOrder *order, const char *kind, const char *more, const ShopItems *lines, TimestampTz now);
 extern Datum shop_order_result(FunctionCallInfo fcinfo, const ShopOrder *order, bool replayed);

@@ -79,7 +79,7 @@ pay_locked(PayCall *call, ShopAccount *account)
 		shop_lines_discount(order->order_id, &items);
 	order->status = SHOP_ORDER_PAID;
 	order->paid_at = now;
-	shop_order_save(order, &call->payment);
+	shop_order_save(order);
 	shop_change_record("paid", order, -order->total, account, NULL, call->key, &call->arguments, now);
 	shop_order_emit(order, "paid", "", &items, now);
 }

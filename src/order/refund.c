@@ -161,10 +161,8 @@ refund_locked(RefundCall *call, ShopAccount *account)
 	if (call->restock)
 		shop_stock_give_back(shop_items_demands(&call->items), call->items.n);
 	if (is_all_refunded(lines, n))
-	{
 		order->status = SHOP_ORDER_REFUNDED;
-		shop_order_save(order, NULL);
-	}
+	shop_order_save(order);
 	order->balance = account->balance;
 	call->change = (ShopChange){.amount = points};
 	call->change.change_id = shop_change_record(

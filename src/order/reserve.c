@@ -172,7 +172,7 @@ release(ShopOrder *order, int64 user_id)
 	items = shop_lines_items(lines, n);
 	give_back_holds(order, now, &items);
 	order->status = SHOP_ORDER_RELEASED;
-	shop_order_save(order, NULL);
+	shop_order_save(order);
 	order->balance = account.balance;
 	shop_change_record("released", order, 0, &account, NULL, NULL, NULL, now);
 	shop_order_emit(order, "released", psprintf("\"released_at\": \"%s\", ", shop_json_time(now)), &items, now);
