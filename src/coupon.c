@@ -43,17 +43,18 @@ static ShopQuery insert_campaign = SHOP_QUERY(
 	TEXTOID);
 
 /* The campaign of a key, and the first of the arguments that is not the same. */
-static ShopQuery find_campaign = SHOP_QUERY("SELECT campaign_id,"
-											"       CASE WHEN name <> $2 THEN 'name'"
-											"            WHEN discount_type <> $3 THEN 'discount_type'"
-											"            WHEN discount_value <> $4 THEN 'discount_value'"
-											"            WHEN usage_limit <> $5 THEN 'usage_limit'"
-											"            WHEN starts_at <> $6 THEN 'starts_at'"
-											"            WHEN ends_at <> $7 THEN 'ends_at'"
-											"            WHEN valid_for IS DISTINCT FROM $8 THEN 'valid_for'"
-											"            WHEN min_subtotal <> $9 THEN 'min_subtotal'"
-											"            WHEN max_discount IS DISTINCT FROM $10 THEN 'max_discount' END"
-											"  FROM shop.coupon_campaign WHERE idempotency_key = $1",
+static ShopQuery find_campaign = SHOP_QUERY(
+	"SELECT campaign_id,"
+	"       CASE WHEN name <> $2 THEN 'name'"
+	"            WHEN discount_type <> $3 THEN 'discount_type'"
+	"            WHEN discount_value <> $4 THEN 'discount_value'"
+	"            WHEN usage_limit <> $5 THEN 'usage_limit'"
+	"            WHEN starts_at <> $6 THEN 'starts_at'"
+	"            WHEN ends_at <> $7 THEN 'ends_at'"
+	"            WHEN valid_for::text IS DISTINCT FROM $8::text THEN 'valid_for'"
+	"            WHEN min_subtotal <> $9 THEN 'min_subtotal'"
+	"            WHEN max_discount IS DISTINCT FROM $10 THEN 'max_discount' END"
+	"  FROM shop.coupon_campaign WHERE idempotency_key = $1",
 	TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INTERVALOID, INT8OID, INT8OID);
 
 /* All that an issue is decided on, from one snapshot. */
@@ -351,21 +352,37 @@ read_call(FunctionCallInfo fcinfo, const char *verb)
 	return call;
 }
 
+static void
+run(IssueCall *call)
+{
+	ShopRefusal refusal;
+
+	if (!find_answer(call, &refusal))
+		issue(call);
+	else if (refusal.condition != SHOP_NO_REFUSAL)
+		shop_raise(refusal);
+}
+
 Datum
 shop_issue_coupon(PG_FUNCTION_ARGS)
 {
 	IssueCall call = read_call(fcinfo, "issue_coupon()");
-	ShopRefusal refusal;
 
 	SPI_connect();
-	if (!find_answer(&call, &refusal))
-		issue(&call);
-	else if (refusal.condition != SHOP_NO_REFUSAL)
-		shop_raise(refusal);
+	run(&call);
 	SPI_finish();
 	return shop_form_row(
 		fcinfo, SHOP_VALUES(shop_int8(call.coupon_id), shop_int8(call.campaign_id), shop_int8(call.user_id),
 					shop_text("usable"), shop_time(call.expires_at), shop_bool(call.replayed)));
+}
+
+static bool
+run_within(void *arg)
+{
+	SPI_connect();
+	run(arg);
+	SPI_finish();
+	return true;
 }
 
 static bool
@@ -377,23 +394,38 @@ issue_within(void *arg)
 	return true;
 }
 
+/*
+ * Without a key, looking raises no refusal, so that a call that is refused
+ * needs no subtransaction: after the sell-out that is every call.
+ */
+static ShopRefusal
+try_issue(IssueCall *call)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ShopRefusal refusal = {.condition = SHOP_NO_REFUSAL};
+	bool answered = false;
+	ErrorData *error;
+
+	if (call->key == NULL)
+	{
+		SPI_connect();
+		answered = find_answer(call, &refusal);
+		if (refusal.condition != SHOP_NO_REFUSAL)
+			refusal.detail = MemoryContextStrdup(context, refusal.detail);
+		SPI_finish();
+	}
+	if (answered)
+		return refusal;
+	error = shop_subtransaction(call->key ? run_within : issue_within, call);
+	return error ? shop_refusal_of(error) : refusal;
+}
+
 Datum
 shop_try_issue_coupon(PG_FUNCTION_ARGS)
 {
-	MemoryContext context = CurrentMemoryContext;
 	IssueCall call = read_call(fcinfo, "try_issue_coupon()");
-	ShopRefusal refusal;
-	ErrorData *error = NULL;
+	ShopRefusal refusal = try_issue(&call);
 
-	SPI_connect();
-	if (!find_answer(&call, &refusal))
-		error = shop_subtransaction(issue_within, &call);
-	if (refusal.condition != SHOP_NO_REFUSAL)
-		refusal.detail = MemoryContextStrdup(context, refusal.detail);
-	SPI_finish();
-
-	if (error)
-		return shop_form_refused(fcinfo, shop_refusal_of(error));
 	if (refusal.condition != SHOP_NO_REFUSAL)
 		return shop_form_refused(fcinfo, refusal);
 	return shop_form_row(fcinfo,

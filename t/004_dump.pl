@@ -48,6 +48,12 @@ sub sequences
 		 WHERE schemaname = 'shop' AND sequencename <> 'endpoint_endpoint_id_seq' ORDER BY 1});
 }
 
+# Units that were paid for and not given back.
+my $all_counted = q{sum(quantity) = (
+	SELECT sum(l.quantity - l.refunded_quantity)
+	  FROM shop.orders o, LATERAL shop.order_lines(o.order_id) l WHERE o.status IN ('paid', 'refunded'))
+	FROM shop.popular_products};
+
 my $ranking = 'SELECT rank, product_id, name, quantity, revenue FROM shop.popular_products ORDER BY rank';
 
 #
@@ -64,6 +70,20 @@ $node->safe_psql(
 	SELECT shop.use_points(1, 10, E'tab\t, quote '' and \\backslash');
 	SELECT shop.restock(3, 17, 'restock');
 	SELECT shop.set_price(2, 25), shop.set_product_status(5, 'suspended');
+	SELECT shop.create_coupon_campaign('ten', 'percent', 10, 100, now() - interval '1 hour', now() + interval '1 day',
+		min_subtotal => 10, max_discount => 50, idempotency_key => 'campaign');
+	SELECT shop.create_coupon_campaign('short', 'fixed', 5, 10, now() - interval '1 hour', now() + interval '1 day', '1 microsecond');
+	SELECT shop.issue_coupon(c, u, 'coupon ' || c) FROM generate_series(1, 2) c, generate_series(1, 5) u;
+	SELECT shop.place_order(1, '[{"product_id": 9, "quantity": 3}]', coupon_id => (SELECT min(coupon_id) FROM shop.user_coupons(1) WHERE status = 'usable'));
+	SELECT shop.refund_order(max(order_id), '[{"product_id": 9, "quantity": 1}]', 'broken', false, 'refund') FROM shop.orders;
+	SELECT shop.place_order(2, '[{"product_id": 8, "quantity": 2}]');
+	SELECT shop.cancel_order(max(order_id), 2, 'by mistake') FROM shop.orders;
+	SELECT shop.reserve_order(3, '[{"product_id": 7, "quantity": 4}, {"product_id": 6, "quantity": 1}]', '1 day', 'reserved');
+	SELECT shop.reserve_order(4, '[{"product_id": 6, "quantity": 1}]', '1 day');
+	SELECT shop.release_order(max(order_id), 4) FROM shop.orders;
+	SELECT shop.reserve_order(5, '[{"product_id": 6, "quantity": 1}]', '1 day');
+	SELECT shop.pay_order(max(order_id), 5, idempotency_key => 'paid') FROM shop.orders;
+	SELECT shop.reserve_order(6, '[{"product_id": 6, "quantity": 1}]', '1 microsecond');
 	CREATE FUNCTION refuse(event jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
 	SELECT shop.create_endpoint('dead', 'function:public.refuse', '{test.*}', 'secret', '{"max_attempts": 1}');
 	SELECT shop.create_endpoint('later', 'function:public.refuse', '{test.*}', options => '{"backoff": 86400000, "max_backoff": 86400000}');
@@ -71,12 +91,12 @@ $node->safe_psql(
 });
 within($node, 'shopdb', 20, q{bool_and(pending = 0) AND sum(dead) = 1 AND sum(retrying) = 1 FROM shop.outbox_metrics()},
 	'the shop has delivered, failed, and given up');
-within($node, 'shopdb', 10, q{sum(quantity) = (SELECT sum(quantity) FROM shop.order_line) FROM shop.popular_products},
+within($node, 'shopdb', 10, $all_counted,
 	'its popular products are there');
 # What has not been delivered at the time of the dump.
 $node->safe_psql('shopdb', q{SELECT shop.pause_endpoint('platform')});
 my $outstanding = order($node, 'shopdb', 4);
-within($node, 'shopdb', 10, q{sum(quantity) = (SELECT sum(quantity) FROM shop.order_line) FROM shop.popular_products},
+within($node, 'shopdb', 10, $all_counted,
 	'the last order is counted');
 $node->safe_psql('shopdb', 'ALTER DATABASE shopdb SET shop.worker = off');
 within($node, 'shopdb', 5, q{count(pid) = 0 FROM shop.workers WHERE kind <> 'launcher'}, 'the shop stands still');
@@ -167,7 +187,21 @@ is( value(
 			jsonb_build_object('product_id', 1 + 77 % 20, 'quantity', 1 + 77 % 3),
 			jsonb_build_object('product_id', 1 + (77 + 7) % 20, 'quantity', 1)), idempotency_key => 'key 77')}),
 	't', 'a key that was used in the source is known');
-within($node, 'copy_plain', 10, q{sum(quantity) = (SELECT sum(quantity) FROM shop.order_line) FROM shop.popular_products},
+is( value(
+		$node, 'copy_plain', q{
+		SELECT string_agg(replayed::text, ' ') FROM (
+			SELECT replayed FROM shop.reserve_order(3, '[{"product_id": 7, "quantity": 4}, {"product_id": 6, "quantity": 1}]', '1 day', 'reserved')
+			UNION ALL
+			SELECT replayed FROM shop.issue_coupon(2, 5, 'coupon 2')
+			UNION ALL
+			SELECT replayed FROM shop.refund_order((SELECT max(order_id) FROM shop.order_history(1) WHERE coupon_id IS NOT NULL),
+				'[{"product_id": 9, "quantity": 1}]', 'broken', false, 'refund')) x}),
+	'true true true', 'so are those of reservations, coupons and refunds');
+is( value(
+		$node, 'copy_plain', q{
+		SELECT status FROM shop.pay_order((SELECT order_id FROM shop.order_history(3) WHERE status = 'reserved'), 3)}),
+	'paid', 'what was reserved in the source is paid in the copy');
+within($node, 'copy_plain', 10, $all_counted,
 	'the copy counts its sales');
 is(value($node, 'copy_plain', 'SELECT count(*) FROM shop.received_events'), $had, 'and delivers nothing');
 my $order = order($node, 'shopdb', 6);

@@ -97,6 +97,13 @@ reserve(ReserveCall *call)
 	shop_orders_expire(expired, now);
 }
 
+/* The parts as they are; IntervalStyle has no say in it. */
+static char *
+duration_text(const Interval *duration)
+{
+	return psprintf("%d %d " INT64_FORMAT, duration->month, duration->day, duration->time);
+}
+
 Datum
 shop_reserve_order(PG_FUNCTION_ARGS)
 {
@@ -110,8 +117,7 @@ shop_reserve_order(PG_FUNCTION_ARGS)
 	if (call.key)
 	{
 		shop_argument_add(&call.arguments, "items", shop_items_text(&call.items));
-		shop_argument_add(&call.arguments, "expires_in",
-			DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(call.expires_in))));
+		shop_argument_add(&call.arguments, "expires_in", duration_text(call.expires_in));
 	}
 	shop_write_verb("reserve_order()");
 
