@@ -18,18 +18,6 @@
 
 SHOP_FUNCTION(shop_cancel_order);
 
-/* The state that the first cancellation left, if the order is cancelled. */
-static bool
-find_cancelled(ShopOrder *order)
-{
-	ShopChange change;
-
-	if (order->status != SHOP_ORDER_CANCELLED || !shop_change_find("cancelled", order->order_id, &change))
-		return false;
-	order->balance = change.balance;
-	return true;
-}
-
 /* What the user has paid for the items. */
 static int64
 points_paid(const ShopItems *items)
@@ -83,10 +71,10 @@ cancel(ShopOrder *order, const int64 *user_id, const char *reason)
 	*order = shop_order_read(order->order_id);
 	if (user_id)
 		shop_order_check_owner(order, *user_id);
-	if (find_cancelled(order))
+	if (shop_change_repeats(order, SHOP_ORDER_CANCELLED))
 		return true;
 	account = shop_order_lock(order);
-	if (find_cancelled(order))
+	if (shop_change_repeats(order, SHOP_ORDER_CANCELLED))
 		return true;
 	cancel_locked(order, &account, reason);
 	return false;

@@ -23,18 +23,15 @@ static ShopQuery insert_change = SHOP_QUERY(
 	" RETURNING change_id",
 	INT8OID, INT8OID, TEXTOID, TEXTOID, INT8OID, INT8OID, TEXTOID, TIMESTAMPTZOID, TEXTOID, TEXTARRAYOID);
 
-#define CHANGE_COLUMNS "change_id, order_id, status, amount, balance, reason"
-
 static ShopQuery find_by_key = SHOP_QUERY(
-	"SELECT " CHANGE_COLUMNS ","
+	"SELECT change_id, order_id, status, amount, balance,"
 	"       (SELECT a.n::integer FROM unnest(arguments, $4) WITH ORDINALITY a(first, now, n)"
 	"         WHERE a.first IS DISTINCT FROM a.now ORDER BY a.n LIMIT 1)"
 	"  FROM shop.order_change WHERE user_id = $1 AND kind = $2 AND idempotency_key = $3",
 	INT8OID, TEXTOID, TEXTOID, TEXTARRAYOID);
 
-static ShopQuery find_by_order = SHOP_QUERY("SELECT " CHANGE_COLUMNS " FROM shop.order_change"
-											" WHERE order_id = $1 AND kind = $2 ORDER BY change_id DESC LIMIT 1",
-	INT8OID, TEXTOID);
+static ShopQuery find_by_status = SHOP_QUERY(
+	"SELECT balance FROM shop.order_change WHERE order_id = $1 AND kind = $2", INT8OID, TEXTOID);
 
 void
 shop_argument_add(ShopArguments *arguments, const char *name, char *value)
@@ -67,17 +64,6 @@ argument_array(const ShopArguments *arguments)
 		PointerGetDatum(construct_md_array(values, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT)));
 }
 
-static void
-fetch_change(ShopChange *change)
-{
-	*change = (ShopChange){.change_id = shop_fetch_int8(0, 1),
-		.order_id = shop_fetch_int8(0, 2),
-		.status = shop_order_status_parse(shop_fetch_text(0, 3)),
-		.amount = shop_fetch_int8(0, 4),
-		.balance = shop_fetch_int8_or(0, 5, 0),
-		.reason = shop_fetch_text(0, 6)};
-}
-
 /* Has this key made such a change?  With the same arguments, then, or it is refused. */
 bool
 shop_change_replay(const char *kind, int64 user_id, const char *key, const ShopArguments *arguments, ShopChange *change)
@@ -85,19 +71,24 @@ shop_change_replay(const char *kind, int64 user_id, const char *key, const ShopA
 	if (key == NULL || shop_query(&find_by_key, SHOP_VALUES(shop_int8(user_id), shop_text(kind), shop_text(key),
 													argument_array(arguments))) == 0)
 		return false;
-	if (!shop_fetch_isnull(0, 7))
-		shop_key_reused(key, arguments->names[shop_fetch_int4(0, 7) - 1]);
-	fetch_change(change);
+	if (!shop_fetch_isnull(0, 6))
+		shop_key_reused(key, arguments->names[shop_fetch_int4(0, 6) - 1]);
+	*change = (ShopChange){.change_id = shop_fetch_int8(0, 1),
+		.order_id = shop_fetch_int8(0, 2),
+		.status = shop_order_status_parse(shop_fetch_text(0, 3)),
+		.amount = shop_fetch_int8(0, 4),
+		.balance = shop_fetch_int8(0, 5)};
 	return true;
 }
 
-/* The last change of that kind of an order. */
+/* Has the order been brought into this state before?  The answer is then the one that call got. */
 bool
-shop_change_find(const char *kind, int64 order_id, ShopChange *change)
+shop_change_repeats(ShopOrder *order, ShopOrderStatus status)
 {
-	if (shop_query(&find_by_order, SHOP_VALUES(shop_int8(order_id), shop_text(kind))) == 0)
+	if (order->status != status || shop_query(&find_by_status, SHOP_VALUES(shop_int8(order->order_id),
+																   shop_text(shop_order_status_name(status)))) == 0)
 		return false;
-	fetch_change(change);
+	order->balance = shop_fetch_int8(0, 1);
 	return true;
 }
 

@@ -16,7 +16,6 @@
 #include "order/order.h"
 
 #include "catalog/pg_type.h"
-#include "subtransaction.h"
 
 static ShopQuery end_order = SHOP_QUERY(
 	"UPDATE shop.orders SET status = 'expired' WHERE order_id = $1 AND status = 'reserved'", INT8OID);
@@ -30,14 +29,6 @@ static ShopQuery find_due = SHOP_QUERY("SELECT expires_at, order_id FROM shop.st
 	TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT4OID);
 
 static ShopQuery find_next = SHOP_QUERY("SELECT min(expires_at) FROM shop.stock_hold");
-
-/* A reservation whose time is over. */
-typedef struct DueReservation
-{
-	TimestampTz expires_at;
-	int64 order_id;
-	bool expired;
-} DueReservation;
 
 /* Ends an order that is still reserved, and tells of it. */
 static void
@@ -76,26 +67,25 @@ shop_orders_expire(ShopExpired expired, TimestampTz now)
 		end_reservation(expired.order_ids[i], now);
 }
 
-/* Gives back what a reservation holds, without waiting for anybody. */
+/*
+ * Gives back what a reservation holds; false if that takes waiting for
+ * somebody.  What was locked then stays locked until the end of the
+ * transaction, which is near, and waits for nobody.
+ */
 static bool
-expire_within(void *arg)
+expire_if_free(int64 order_id, TimestampTz expires_at)
 {
-	DueReservation *due = arg;
 	ShopDemand *demands;
 	int n;
 
-	SPI_connect();
-	due->expired = shop_holds_lock_free(due->order_id, due->expires_at) &&
-				   shop_query(&lock_free_order, SHOP_VALUES(shop_int8(due->order_id))) > 0;
-	if (due->expired)
-	{
-		n = shop_holds_read(due->order_id, due->expires_at, &demands);
-		shop_stock_give_back(demands, n);
-		shop_holds_delete(due->order_id, due->expires_at);
-		end_reservation(due->order_id, shop_now());
-	}
-	SPI_finish();
-	return due->expired;
+	if (!shop_holds_lock_free(order_id, expires_at) ||
+		shop_query(&lock_free_order, SHOP_VALUES(shop_int8(order_id))) == 0)
+		return false;
+	n = shop_holds_read(order_id, expires_at, &demands);
+	shop_stock_give_back(demands, n);
+	shop_holds_delete(order_id, expires_at);
+	end_reservation(order_id, shop_now());
+	return true;
 }
 
 /*
@@ -109,20 +99,15 @@ shop_reservations_sweep(ShopSweep *sweep, int limit, int64 *expired)
 	TimestampTz after = sweep->order_id == 0 ? DT_NOBEGIN : sweep->expires_at;
 	int n = (int) shop_query(
 		&find_due, SHOP_VALUES(shop_time(shop_now()), shop_time(after), shop_int8(sweep->order_id), shop_int4(limit)));
-	DueReservation *due = palloc(sizeof(DueReservation) * Max(n, 1));
+	ShopSweep *due = palloc(sizeof(ShopSweep) * Max(n, 1));
 
 	for (int i = 0; i < n; i++)
-		due[i] = (DueReservation){shop_fetch_time(i, 1), shop_fetch_int8(i, 2), false};
+		due[i] = (ShopSweep){shop_fetch_time(i, 1), shop_fetch_int8(i, 2)};
 	for (int i = 0; i < n; i++)
-	{
-		ErrorData *error = shop_subtransaction(expire_within, &due[i]);
-
-		if (error)
-			ReThrowError(error);
-		*expired += due[i].expired;
-	}
+		if (expire_if_free(due[i].order_id, due[i].expires_at))
+			(*expired)++;
 	if (n > 0)
-		*sweep = (ShopSweep){due[n - 1].expires_at, due[n - 1].order_id};
+		*sweep = due[n - 1];
 	return n == limit;
 }
 

@@ -89,7 +89,6 @@ typedef struct ShopChange
 	ShopOrderStatus status; /* the order's after it */
 	int64 amount;			/* points that came back to the user, negative: were paid */
 	int64 balance;			/* after it */
-	char *reason;
 } ShopChange;
 
 /* items.c */
@@ -139,7 +138,7 @@ extern void shop_argument_add(ShopArguments *arguments, const char *name, char *
 extern void shop_argument_add_int8(ShopArguments *arguments, const char *name, int64 value, bool isnull);
 extern bool shop_change_replay(
 	const char *kind, int64 user_id, const char *key, const ShopArguments *arguments, ShopChange *change);
-extern bool shop_change_find(const char *kind, int64 order_id, ShopChange *change);
+extern bool shop_change_repeats(ShopOrder *order, ShopOrderStatus status);
 extern int64 shop_change_record(const char *kind, const ShopOrder *order, int64 amount, const ShopAccount *account,
 	const char *reason, const char *key, const ShopArguments *arguments, TimestampTz now);
 

@@ -127,18 +127,6 @@ shop_reserve_order(PG_FUNCTION_ARGS)
 	return shop_order_result(fcinfo, &call.order, call.replayed);
 }
 
-/* The state that the first release left, if the order is released. */
-static bool
-find_released(ShopOrder *order)
-{
-	ShopChange change;
-
-	if (order->status != SHOP_ORDER_RELEASED || !shop_change_find("released", order->order_id, &change))
-		return false;
-	order->balance = change.balance;
-	return true;
-}
-
 /*
  * Moves the holds back into stock.  A buyer may have ended the reservation
  * while we waited for him, in which case a hold is missing.
@@ -166,10 +154,10 @@ release(ShopOrder *order, int64 user_id)
 
 	*order = shop_order_read(order->order_id);
 	shop_order_check_owner(order, user_id);
-	if (find_released(order))
+	if (shop_change_repeats(order, SHOP_ORDER_RELEASED))
 		return true;
 	account = shop_order_lock(order);
-	if (find_released(order))
+	if (shop_change_repeats(order, SHOP_ORDER_RELEASED))
 		return true;
 	now = shop_now();
 	shop_order_check_transition(order, SHOP_ORDER_RELEASED, now);

@@ -21,6 +21,7 @@
 
 #define CHUNK 5000
 #define EXPIRE_CHUNK 20
+#define EXPIRE_CHUNK_CALLED 1000
 #define MAX_PAUSE_S 5
 #define MIN_PAUSE_MS 500
 
@@ -154,7 +155,7 @@ shop_run_maintenance(PG_FUNCTION_ARGS)
 	shop_endpoint_ensure_builtin();
 	cleared = shop_outbox_clear(CHUNK);
 	merged = shop_stock_merge(CHUNK) + shop_coupon_merge(CHUNK);
-	(void) shop_reservations_sweep(&sweep, CHUNK, &expired);
+	(void) shop_reservations_sweep(&sweep, EXPIRE_CHUNK_CALLED, &expired);
 	SPI_finish();
 	return shop_form_row(fcinfo, SHOP_VALUES(shop_int8(cleared), shop_int8(merged), shop_int8(expired)));
 }
