@@ -126,7 +126,7 @@ RESET ROLE;
 -- Functions that run as the owner have their search_path pinned
 --
 SELECT proname FROM pg_proc WHERE pronamespace = 'shop'::regnamespace AND prosecdef
-   AND proconfig IS DISTINCT FROM '{"search_path=pg_catalog, pg_temp"}' ORDER BY 1;
+   AND ('search_path=pg_catalog, pg_temp' = ANY (proconfig)) IS NOT TRUE ORDER BY 1;
 SELECT array_agg(proname ORDER BY proname COLLATE "C") AS run_as_the_caller
   FROM pg_proc WHERE pronamespace = 'shop'::regnamespace AND NOT prosecdef;
 --
