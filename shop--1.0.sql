@@ -531,6 +531,7 @@ CREATE TABLE shop.endpoint (
     acked             int8multirange NOT NULL,
     horizon_no        bigint,                   -- numbers up to here that are not visible
     horizon_xid       xid8,                     -- are dead once no xid below this one runs
+    inflight          int8multirange,           -- numbers whose events a relay is sending
     delivered_total   bigint NOT NULL DEFAULT 0,
     failures          integer NOT NULL DEFAULT 0, -- events failed since the last success
     retry_at          timestamptz,              -- set while the endpoint as a whole backs off
@@ -553,6 +554,7 @@ CREATE TABLE shop.delivery (
     next_attempt_at timestamptz NOT NULL,
     last_error      text,
     dead_at         timestamptz,
+    suspect         boolean NOT NULL DEFAULT false, -- its sender ended before the answer came
     PRIMARY KEY (endpoint_id, event_no)
 ) WITH (fillfactor = 70);
 CREATE INDEX delivery_key ON shop.delivery (endpoint_id, aggregateid, event_no) WHERE dead_at IS NULL;

@@ -7,6 +7,8 @@
 
 #include "shop.h"
 
+#include "utils/jsonb.h"
+
 /* An endpoint as a sink needs it. */
 typedef struct ShopEndpoint
 {
@@ -16,6 +18,8 @@ typedef struct ShopEndpoint
 	char *run_as; /* role name */
 	Oid run_as_oid;
 	int timeout_ms;
+	char *secret; /* NULL: not signed */
+	Jsonb *options;
 } ShopEndpoint;
 
 typedef struct ShopSink

@@ -1,0 +1,81 @@
+/*
+ * batch.h
+ *		Events on their way to one endpoint: loaded from the outbox, tried,
+ *		recorded.
+ *
+ * A batch may live for one transaction (delivery.c) or for as long as a relay
+ * sends to the endpoint (sender.c); what has been recorded leaves it.
+ */
+#ifndef SHOP_BATCH_H
+#define SHOP_BATCH_H
+
+#include "outbox/outbox.h"
+#include "sink/sink.h"
+#include "utils/uuid.h"
+
+/* So many failures in a row, and the endpoint backs off as a whole. */
+#define SHOP_BREAKER_FAILURES 20
+
+/* An endpoint while its row is locked, or as it was then. */
+typedef struct ShopOutlet
+{
+	ShopEndpoint pub;
+	bool ready; /* neither paused nor a copy */
+	bool is_home;
+	int failures;
+	int max_attempts;
+	int backoff_ms;
+	int max_backoff_ms;
+	bool closable; /* may the holes up to horizon_no be closed? */
+	int64 horizon_no;
+	TimestampTz retry_at; /* DT_NOBEGIN: at once */
+	Datum types;
+	Datum acked;
+} ShopOutlet;
+
+typedef enum ShopEventState
+{
+	SHOP_EVENT_UNTRIED,
+	SHOP_EVENT_UNWANTED,
+	SHOP_EVENT_SENT, /* no answer yet */
+	SHOP_EVENT_DELIVERED,
+	SHOP_EVENT_FAILED,
+	SHOP_EVENT_QUEUED /* behind an earlier one of its key */
+} ShopEventState;
+
+typedef struct ShopEvent
+{
+	int64 event_no;
+	pg_uuid_t id;
+	char *key;
+	Datum event; /* a CloudEvent, jsonb; 0 where it is not wanted */
+	int attempts;
+	bool retry;	  /* does it have a row in shop.delivery? */
+	bool suspect; /* did its sender end before it knew the answer? */
+	ShopEventState state;
+	char *error;
+	int max_attempts;	/* 0: the endpoint's */
+	int retry_after_ms; /* what the other side has asked for */
+} ShopEvent;
+
+typedef struct ShopBatch
+{
+	ShopEvent **events;
+	int n;
+	int allocated;
+	bool has_new; /* was new work looked for, the last time? */
+	bool has_last;
+	int64 last; /* all that is visible up to here is in the batch, or done */
+	bool full;	/* did the last load find as much as it asked for? */
+	char *last_error;
+	char *pause_reason; /* set: the endpoint is to be paused */
+} ShopBatch;
+
+extern bool shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet);
+extern void shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool lease, TimestampTz now);
+extern int64 shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz now);
+extern TimestampTz shop_batch_next_retry(const ShopOutlet *outlet);
+extern void shop_batch_failed(ShopOutlet *outlet, ShopBatch *batch, ShopEvent *event, char *error);
+extern void shop_batch_delivered(ShopOutlet *outlet, ShopEvent *event);
+
+#endif /* SHOP_BATCH_H */
