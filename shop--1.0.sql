@@ -767,7 +767,10 @@ BEGIN ATOMIC
                     ELSE 0 END AS sold
           FROM shop.order_line l
           JOIN shop.orders o USING (order_id)
-          LEFT JOIN returned r USING (order_id, product_id))
+          LEFT JOIN returned r USING (order_id, product_id)),
+    whole AS (
+        SELECT order_id, sum(paid) AS paid, sum(refunded) AS refunded, bool_and(refunded_units = quantity) AS all_refunded
+          FROM line GROUP BY order_id)
     SELECT 'stock: units on hand + held = units put in - units sold', 'product ' || p.product_id,
            jsonb_build_object('on_hand', s.units, 'held', coalesce(h.units, 0), 'put_in', m.units, 'sold', l.units)
       FROM shop.product p
@@ -878,11 +881,14 @@ BEGIN ATOMIC
     UNION ALL
     SELECT 'order: refunds are the part of the line that was paid for the units', 'order ' || order_id, to_jsonb(line)
       FROM line
-     WHERE refunded_units > 0
-       AND (refunded_units > quantity OR refunded <> div(paid::numeric * refunded_units, quantity))
-        OR (status = 'refunded' AND refunded_units <> quantity)
-        OR (status = 'paid' AND refunded_units = quantity
-            AND NOT EXISTS (SELECT FROM line other WHERE other.order_id = line.order_id AND other.refunded_units < other.quantity))
+     WHERE refunded_units > quantity
+        OR (refunded_units > 0 AND refunded <> div(paid::numeric * refunded_units, quantity))
+    UNION ALL
+    SELECT 'order: refunded when all of it is', 'order ' || o.order_id,
+           jsonb_build_object('status', o.status, 'all_refunded', w.all_refunded)
+      FROM shop.orders o
+      JOIN whole w USING (order_id)
+     WHERE o.status IN ('paid', 'refunded') AND (o.status = 'refunded') <> w.all_refunded
     UNION ALL
     SELECT 'order: paid by one ledger entry', 'order ' || coalesce(o.order_id, e.order_id),
            jsonb_build_object('user_id', o.user_id, 'status', o.status, 'total', o.total, 'entries', e.entries, 'paid', -e.amount)
@@ -896,16 +902,15 @@ BEGIN ATOMIC
     UNION ALL
     SELECT 'order: points given back = cancellation + refunds', 'order ' || coalesce(c.order_id, e.order_id),
            jsonb_build_object('kind', coalesce(c.kind, e.kind), 'journal', c.amount, 'ledger', e.amount, 'lines', c.lines)
-      FROM (SELECT c.order_id, c.user_id, CASE c.kind WHEN 'cancelled' THEN 'cancel' ELSE 'refund' END AS kind,
-                   sum(c.amount) AS amount,
-                   CASE c.kind WHEN 'cancelled' THEN (SELECT sum(l.paid - l.refunded) FROM line l WHERE l.order_id = c.order_id)
-                               ELSE (SELECT sum(l.refunded) FROM line l WHERE l.order_id = c.order_id) END AS lines
-              FROM shop.order_change c WHERE c.kind IN ('cancelled', 'refunded')
-             GROUP BY c.order_id, c.user_id, c.kind) c
+      FROM (SELECT c.order_id, c.user_id, CASE c.kind WHEN 'cancelled' THEN 'cancel' ELSE 'refund' END AS kind, c.amount,
+                   CASE c.kind WHEN 'cancelled' THEN w.paid - w.refunded ELSE w.refunded END AS lines
+              FROM (SELECT order_id, user_id, kind, sum(amount) AS amount
+                      FROM shop.order_change WHERE kind IN ('cancelled', 'refunded') GROUP BY order_id, user_id, kind) c
+              LEFT JOIN whole w USING (order_id)) c
       FULL JOIN (SELECT order_id, user_id, kind, sum(amount) AS amount
                    FROM shop.point_entry WHERE kind IN ('cancel', 'refund') GROUP BY order_id, user_id, kind) e
      USING (order_id, user_id, kind)
-     WHERE c.order_id IS NULL OR c.amount <> coalesce(e.amount, 0) OR c.amount <> c.lines
+     WHERE c.order_id IS NULL OR c.amount <> coalesce(e.amount, 0) OR c.amount IS DISTINCT FROM c.lines
     UNION ALL
     SELECT 'outbox: one event a change of an order', 'order ' || coalesce(o.order_id::text, e.aggregateid),
            jsonb_build_object('kind', coalesce(o.kind, e.kind), 'changes', coalesce(o.changes, 0), 'events', coalesce(e.events, 0))

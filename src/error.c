@@ -351,13 +351,13 @@ shop_arg_limit(FunctionCallInfo fcinfo, int n)
 	return limit;
 }
 
-/* A point in time; neither infinity. */
+/* A point in time that can be written in JSON. */
 TimestampTz
 shop_arg_time(FunctionCallInfo fcinfo, int n, const char *name)
 {
 	shop_arg_required(fcinfo, n, name);
-	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(n)))
-		shop_reject(name, "must be finite");
+	if (!SHOP_IS_WRITABLE_TIME(PG_GETARG_TIMESTAMPTZ(n)))
+		shop_reject(name, "must be in the years 1 to 9999");
 	return PG_GETARG_TIMESTAMPTZ(n);
 }
 

@@ -109,9 +109,9 @@ check_test_clock(char **value, void **extra, GucSource source)
 	(void) source;
 	if (**value == '\0')
 		return true;
-	if (!shop_parse_time(*value, &clock))
+	if (!shop_parse_time(*value, &clock) || !SHOP_IS_WRITABLE_TIME(clock))
 	{
-		GUC_check_errdetail("shop.test_clock is a timestamp, or empty for the real time.");
+		GUC_check_errdetail("shop.test_clock is a timestamp of the years 1 to 9999, or empty for the real time.");
 		return false;
 	}
 	parsed = malloc(sizeof(TimestampTz));

@@ -32,6 +32,11 @@ extern bool shop_allow_drop;
 extern int shop_popular_interval; /* s */
 extern int shop_outbox_retention; /* min */
 
+/* Times are of the years 1 to 9999, as RFC 3339 has them. */
+#define SHOP_IS_WRITABLE_TIME(t) \
+	((t) >= (INT64CONST(1721426) - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY && \
+		(t) < (INT64CONST(5373485) - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)
+
 extern TimestampTz shop_now(void);
 extern bool shop_parse_time(const char *text, TimestampTz *result);
 
