@@ -510,7 +510,8 @@ CREATE TABLE shop.outbox (
     aggregatetype text NOT NULL,
     aggregateid   text NOT NULL,
     type          text NOT NULL,
-    payload       jsonb NOT NULL
+    payload       jsonb NOT NULL,
+    traceparent   text
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.1);
 CREATE INDEX outbox_urgent ON shop.outbox (event_no) WHERE priority > 0;
 COMMENT ON TABLE shop.outbox IS 'one event a state change, written in the same commit; columns id, aggregatetype, aggregateid, type and payload are Debezium''s';

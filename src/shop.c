@@ -25,6 +25,7 @@
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
+#include "utils/varlena.h"
 #include "worker/worker.h"
 
 PG_MODULE_MAGIC;
@@ -52,6 +53,12 @@ bool shop_log_refusals;
 
 /* Allow DROP EXTENSION shop although there are orders? */
 bool shop_allow_drop;
+
+/* Hosts that events may be sent to; empty: see sink/hosts.c. */
+char *shop_allowed_hosts;
+
+/* The trace that events belong to, as W3C Trace Context has it; empty: none. */
+char *shop_traceparent;
 
 /* Seconds between refreshes of popular_products. */
 int shop_popular_interval;
@@ -131,9 +138,45 @@ assign_test_clock(const char *value, void *extra)
 		test_clock = *(TimestampTz *) extra;
 }
 
+static bool
+check_allowed_hosts(char **value, void **extra, GucSource source)
+{
+	char *copy = pstrdup(*value);
+	List *hosts;
+	bool valid = SplitGUCList(copy, ',', &hosts);
+
+	(void) extra;
+	(void) source;
+	if (!valid)
+		GUC_check_errdetail("shop.allowed_hosts is a list of host names, separated by commas.");
+	return valid;
+}
+
+/* https://www.w3.org/TR/trace-context/: version, trace id, parent id, flags, all in small hex. */
+static bool
+check_traceparent(char **value, void **extra, GucSource source)
+{
+	static const char form[] = "00-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx-xxxxxxxxxxxxxxxx-xx";
+	const char *text = *value;
+	bool valid = strlen(text) == strlen(form);
+
+	(void) extra;
+	(void) source;
+	if (*text == '\0')
+		return true;
+	for (size_t i = 0; valid && form[i]; i++)
+		valid = form[i] == 'x' ? strchr("0123456789abcdef", text[i]) != NULL : form[i] == text[i];
+	if (!valid)
+		GUC_check_errdetail("shop.traceparent is a W3C traceparent of version 00, or empty.");
+	return valid;
+}
+
 static void
 define_settings(void)
 {
+	DefineCustomStringVariable("shop.allowed_hosts", "Hosts that events may be sent to.",
+		"While it is empty, superusers and the owner of the extension may name any host, others none.",
+		&shop_allowed_hosts, "", PGC_SUSET, GUC_LIST_INPUT, check_allowed_hosts, NULL, NULL);
 	DefineCustomBoolVariable("shop.allow_drop", "Allows DROP EXTENSION shop although there are orders.", NULL,
 		&shop_allow_drop, false, PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("shop.currency", "The shop's currency, an ISO 4217 code, as shown in events.", NULL,
@@ -152,6 +195,8 @@ define_settings(void)
 		&shop_popular_interval, 60, 1, 24 * 60 * 60, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomStringVariable("shop.test_clock", "A timestamp that replaces the real time in every rule of the shop.",
 		NULL, &test_clock_setting, "", PGC_SUSET, 0, check_test_clock, assign_test_clock, NULL);
+	DefineCustomStringVariable("shop.traceparent", "The trace that events belong to, a W3C traceparent.", NULL,
+		&shop_traceparent, "", PGC_USERSET, 0, check_traceparent, NULL, NULL);
 	DefineCustomBoolVariable("shop.worker",
 		"Runs the shop's workers for a database; takes effect with ALTER DATABASE ... SET.", NULL, &worker_setting,
 		false, PGC_SUSET, 0, NULL, NULL, NULL);

@@ -29,6 +29,8 @@ extern double shop_max_balance;
 extern int shop_max_stock_slots;
 extern bool shop_log_refusals;
 extern bool shop_allow_drop;
+extern char *shop_allowed_hosts;
+extern char *shop_traceparent;
 extern int shop_popular_interval; /* s */
 extern int shop_outbox_retention; /* min */
 

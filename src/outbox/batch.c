@@ -58,7 +58,8 @@ static ShopQuery lock_free_endpoint = SHOP_QUERY("SELECT " ENDPOINT_COLUMNS LOCK
 	"jsonb_build_object('specversion', '1.0', 'id', o.id, 'source', '/shop/' || current_database()," \
 	" 'type', o.type, 'subject', o.aggregateid," \
 	" 'time', to_char(o.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')," \
-	" 'datacontenttype', 'application/json', 'aggregatetype', o.aggregatetype, 'data', o.payload)"
+	" 'datacontenttype', 'application/json', 'aggregatetype', o.aggregatetype, 'data', o.payload)" \
+	" || CASE WHEN o.traceparent IS NULL THEN '{}'::jsonb ELSE jsonb_build_object('traceparent', o.traceparent) END"
 
 /*
  * The next events in the gaps of acked ($2), and not in $5: the oldest ($3 of them), and
@@ -101,7 +102,7 @@ static ShopQuery load_new = SHOP_QUERY(
 	"        w.wanted AND EXISTS (SELECT FROM shop.delivery d WHERE d.endpoint_id = $1"
 	"                             AND d.aggregateid = o.aggregateid AND d.dead_at IS NULL),"
 	"        CASE WHEN w.wanted THEN " EVENT " END, 0, false,"
-	"        least(upto.last, (SELECT min(event_no) - 1 FROM ranked WHERE n > $3))"
+	"        least(upto.last, (SELECT min(event_no) - 1 FROM ranked WHERE n > $3)), o.traceparent"
 	"   FROM upto, ranked r JOIN shop.outbox o USING (event_no)"
 	"  CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM unnest($4) t WHERE t = '*' OR t = o.type"
 	"                             OR (t LIKE '%.*' AND starts_with(o.type, left(t, -1))))) w(wanted)"
@@ -110,7 +111,8 @@ static ShopQuery load_new = SHOP_QUERY(
 
 /* The first event of each key that waits for a retry, where that is due; with $4, also what is queued behind it. */
 static ShopQuery load_due = SHOP_QUERY(
-	"SELECT o.event_no, o.id, o.aggregateid, true, false, " EVENT ", d.attempts, d.suspect, NULL::bigint"
+	"SELECT o.event_no, o.id, o.aggregateid, true, false, " EVENT ", d.attempts, d.suspect, NULL::bigint,"
+	"       o.traceparent"
 	"  FROM shop.delivery h"
 	"  JOIN shop.delivery d ON d.endpoint_id = h.endpoint_id AND d.aggregateid = h.aggregateid AND d.dead_at IS NULL"
 	"   AND ($4 OR d.event_no = h.event_no)"
@@ -224,6 +226,13 @@ shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet)
 	return true;
 }
 
+/* The events live as long as the batch; all else is gone with the transaction. */
+static MemoryContext
+enter_context(const ShopBatch *batch)
+{
+	return MemoryContextSwitchTo(batch->context ? batch->context : CurrentMemoryContext);
+}
+
 static void
 append_event(ShopBatch *batch, ShopEvent *event)
 {
@@ -240,6 +249,8 @@ append_event(ShopBatch *batch, ShopEvent *event)
 static void
 append_events(ShopBatch *batch, uint64 rows, bool retry)
 {
+	MemoryContext before = enter_context(batch);
+
 	for (uint64 row = 0; row < rows; row++)
 	{
 		ShopEvent *event = palloc0(sizeof(ShopEvent));
@@ -252,6 +263,7 @@ append_events(ShopBatch *batch, uint64 rows, bool retry)
 		event->retry = retry;
 		event->attempts = shop_fetch_int4(row, 7);
 		event->suspect = shop_fetch_bool(row, 8);
+		event->traceparent = shop_fetch_text(row, 10);
 		if (wanted)
 			event->event = copy_varlena(row, 6);
 		event->state = !wanted				? SHOP_EVENT_UNWANTED
@@ -259,6 +271,7 @@ append_events(ShopBatch *batch, uint64 rows, bool retry)
 												 : SHOP_EVENT_UNTRIED;
 		append_event(batch, event);
 	}
+	MemoryContextSwitchTo(before);
 }
 
 /* The numbers of events in the batch from the given one on, of the given kind. */
@@ -370,10 +383,12 @@ store_failure(const ShopOutlet *outlet, const ShopEvent *event, TimestampTz now)
 			dead ? shop_time(now) : shop_null()));
 }
 
+/* Has it got to an end that can be written down? */
 static bool
 is_done(const ShopEvent *event)
 {
-	return event->state != SHOP_EVENT_UNTRIED && event->state != SHOP_EVENT_SENT;
+	return event->state != SHOP_EVENT_UNTRIED && event->state != SHOP_EVENT_SENT &&
+		   event->state != SHOP_EVENT_FORGOTTEN;
 }
 
 static void
@@ -383,6 +398,8 @@ free_event(ShopEvent *event)
 		pfree(DatumGetPointer(event->event));
 	if (event->error)
 		pfree(event->error);
+	if (event->traceparent)
+		pfree(event->traceparent);
 	pfree(event->key);
 	pfree(event);
 }
@@ -394,7 +411,7 @@ remove_done(ShopBatch *batch)
 	int kept = 0;
 
 	for (int i = 0; i < batch->n; i++)
-		if (is_done(batch->events[i]))
+		if (is_done(batch->events[i]) || batch->events[i]->state == SHOP_EVENT_FORGOTTEN)
 			free_event(batch->events[i]);
 		else
 			batch->events[kept++] = batch->events[i];
@@ -443,7 +460,7 @@ shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz n
 			delivered++;
 		if (!event->retry && is_done(event))
 			done[ndone++] = event->event_no;
-		else if (!event->retry)
+		else if (!event->retry && event->state != SHOP_EVENT_FORGOTTEN)
 			sent[nsent++] = event->event_no;
 		else if (event->state == SHOP_EVENT_DELIVERED)
 			retried[nretried++] = event->event_no;

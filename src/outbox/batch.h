@@ -16,6 +16,9 @@
 /* So many failures in a row, and the endpoint backs off as a whole. */
 #define SHOP_BREAKER_FAILURES 20
 
+/* An event that the other side calls wrong is tried so often. */
+#define SHOP_REJECTED_ATTEMPTS 3
+
 /* An endpoint while its row is locked, or as it was then. */
 typedef struct ShopOutlet
 {
@@ -40,7 +43,8 @@ typedef enum ShopEventState
 	SHOP_EVENT_SENT, /* no answer yet */
 	SHOP_EVENT_DELIVERED,
 	SHOP_EVENT_FAILED,
-	SHOP_EVENT_QUEUED /* behind an earlier one of its key */
+	SHOP_EVENT_QUEUED,	 /* behind an earlier one of its key */
+	SHOP_EVENT_FORGOTTEN /* was loaded for nothing; stays in the outbox */
 } ShopEventState;
 
 typedef struct ShopEvent
@@ -48,6 +52,7 @@ typedef struct ShopEvent
 	int64 event_no;
 	pg_uuid_t id;
 	char *key;
+	char *traceparent;
 	Datum event; /* a CloudEvent, jsonb; 0 where it is not wanted */
 	int attempts;
 	bool retry;	  /* does it have a row in shop.delivery? */
@@ -60,6 +65,7 @@ typedef struct ShopEvent
 
 typedef struct ShopBatch
 {
+	MemoryContext context; /* of the events; NULL: the current one */
 	ShopEvent **events;
 	int n;
 	int allocated;

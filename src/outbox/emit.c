@@ -21,9 +21,9 @@
 #include "worker/worker.h"
 
 static ShopQuery insert_event = SHOP_QUERY(
-	"INSERT INTO shop.outbox (type, aggregatetype, aggregateid, payload, priority, created_at)"
-	" VALUES ($1, $2, $3, $4, $5::smallint, $6) RETURNING id",
-	TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID);
+	"INSERT INTO shop.outbox (type, aggregatetype, aggregateid, payload, priority, created_at, traceparent)"
+	" VALUES ($1, $2, $3, $4, $5::smallint, $6, $7) RETURNING id",
+	TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID, TEXTOID);
 
 SHOP_FUNCTION(shop_emit_event);
 
@@ -47,7 +47,8 @@ insert(const char *type, const char *aggregatetype, const char *aggregateid, Dat
 	shop_endpoint_expect_builtin();
 	(void) GetTopTransactionId();
 	shop_query(&insert_event, SHOP_VALUES(shop_text(type), shop_text(aggregatetype), shop_text(aggregateid),
-								  shop_datum(payload), shop_int4(priority), shop_time(now)));
+								  shop_datum(payload), shop_int4(priority), shop_time(now),
+								  *shop_traceparent ? shop_text(shop_traceparent) : shop_null()));
 	shop_worker_wake_at_commit();
 }
 

@@ -1,6 +1,9 @@
 /*
  * sink.h
  *		What delivers to a kind of endpoint: one table of functions a kind.
+ *
+ * A sink either delivers in this transaction (function:), or is remote: then
+ * the relay sends with no transaction open, and hears of the answer later.
  */
 #ifndef SHOP_SINK_H
 #define SHOP_SINK_H
@@ -22,6 +25,34 @@ typedef struct ShopEndpoint
 	Jsonb *options;
 } ShopEndpoint;
 
+/* An event as it leaves. */
+typedef struct ShopMessage
+{
+	char id[37]; /* of the event, a uuid */
+	const char *key;
+	const char *json;		 /* a CloudEvent */
+	const char *traceparent; /* or NULL */
+} ShopMessage;
+
+/* What became of a request. */
+typedef enum ShopVerdict
+{
+	SHOP_TAKEN,
+	SHOP_TRY_AGAIN,
+	SHOP_REJECTED,		/* the message is at fault */
+	SHOP_MISCONFIGURED, /* the endpoint is at fault, and will be for every message */
+} ShopVerdict;
+
+typedef struct ShopAnswer
+{
+	ShopVerdict verdict;
+	int retry_after_ms; /* 0: not said */
+	char error[256];
+} ShopAnswer;
+
+/* Hears of the end of a request, outside of any transaction. */
+typedef void (*ShopAnswered)(void *request, const ShopAnswer *answer);
+
 typedef struct ShopSink
 {
 	const char *scheme; /* what the url starts with */
@@ -31,13 +62,42 @@ typedef struct ShopSink
 
 	/*
 	 * Delivers CloudEvents (jsonb) in this transaction, all or none: NULL, or
-	 * what went wrong, and whether that was a time-out.
+	 * what went wrong, and whether that was a time-out.  NULL for a remote
+	 * sink, which has these:
 	 */
 	char *(*deliver)(const ShopEndpoint *endpoint, Datum *events, int n, bool *timed_out);
+
+	/* Makes ready to send to an endpoint; in the current memory context. */
+	void *(*open)(const ShopEndpoint *endpoint, ShopAnswered answered);
+
+	/* How many requests at once, and how many messages a request, at most. */
+	void (*limits)(void *connection, int *requests, int *messages);
+
+	/* Sends; `answered` will be called with `request` once, in poll() or close(). */
+	void (*send)(void *connection, const ShopMessage *messages, int n, void *request);
+
+	/* Gives up what is on its way, without an answer. */
+	void (*close)(void *connection);
 } ShopSink;
 
 extern const ShopSink shop_sink_function;
+extern const ShopSink shop_sink_http;
+extern const ShopSink shop_sink_https;
 
 extern const ShopSink *shop_sink_of(const char *url);
+
+/* What the relay waits for and calls, for all remote sinks together. */
+extern int shop_sink_fd(void);		 /* readable: there is something to do; -1: nothing ever */
+extern long shop_sink_timeout(void); /* ms until poll() wants to be called */
+extern void shop_sink_poll(void);
+
+/* http.c */
+extern int shop_http_fd(void);
+extern long shop_http_timeout(void);
+extern void shop_http_poll(void);
+
+/* webhook.c */
+extern void shop_webhook_check_secret(const char *secret);
+extern char *shop_webhook_signature(const char *secret, const char *id, int64 timestamp, const char *body);
 
 #endif /* SHOP_SINK_H */
