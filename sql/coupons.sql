@@ -36,6 +36,7 @@ SELECT changed, r.code, r.message, r.detail FROM unnest(ARRAY[
     '{"usage_limit": 0}', '{"usage_limit": -1}', '{"usage_limit": 1000000000000001}',
     '{"usage_limit": 9223372036854775807}', '{"usage_limit": -9223372036854775808}',
     '{"starts_at": "infinity"}', '{"starts_at": "-infinity"}', '{"ends_at": "infinity"}', '{"ends_at": "-infinity"}',
+    '{"starts_at": "0001-12-31 23:59:59.999999+00 BC"}', '{"ends_at": "10000-01-01 00:00+00"}',
     '{"ends_at": "2026-11-20 12:59:59.999999+00"}', '{"ends_at": "2026-11-20 13:00+00"}',
     '{"valid_for": "0"}', '{"valid_for": "-1 second"}', '{"valid_for": "1 month -31 days"}', '{"valid_for": "1 day -1 second"}',
     '{"valid_for": "200 years"}', '{"valid_for": "178000000 years"}',
@@ -53,6 +54,7 @@ SELECT changed, refused(public.campaign(changed)) FROM unnest(ARRAY[
     '{"discount_value": 1}', '{"discount_value": 1000000000000000}',
     '{"usage_limit": 1}', '{"usage_limit": 1000000000000000}',
     '{"ends_at": "2026-11-20 13:00:00.000001+00"}', '{"starts_at": "2020-01-01", "ends_at": "2020-01-02"}',
+    '{"starts_at": "0001-01-01 00:00+00"}', '{"ends_at": "9999-12-31 23:59:59.999999+00"}',
     '{"valid_for": null}', '{"valid_for": "1 microsecond"}', '{"valid_for": "100 years"}',
     '{"min_subtotal": 0}', '{"min_subtotal": 1000000000000000}',
     '{"max_discount": null}', '{"max_discount": 1}', '{"max_discount": 1000000000000000}']::jsonb[]) changed;
@@ -73,7 +75,7 @@ SELECT changed, refused(public.campaign(:'same'::jsonb || changed)) FROM unnest(
     '{}',
     '{"name": "keyed"}', '{"discount_type": "fixed"}', '{"discount_value": 11}', '{"usage_limit": 6}',
     '{"starts_at": "2026-11-20 13:00:00.000001+00"}', '{"ends_at": "2026-11-20 14:00:00.000001+00"}',
-    '{"valid_for": "2 days"}', '{"valid_for": null}', '{"min_subtotal": 0}', '{"max_discount": 51}', '{"max_discount": null}',
+    '{"valid_for": "2 days"}', '{"valid_for": "24 hours"}', '{"valid_for": null}', '{"min_subtotal": 0}', '{"max_discount": 51}', '{"max_discount": null}',
     '{"name": "x", "discount_value": 11, "max_discount": null}', '{"ends_at": "2027-01-01", "max_discount": 1}',
     '{"idempotency_key": "K"}']::jsonb[]) changed;
 SELECT message, hint FROM refusal(public.campaign(:'same'::jsonb || '{"usage_limit": 6}'));

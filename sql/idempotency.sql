@@ -190,6 +190,28 @@ SELECT refused('SELECT shop.restock(1, 1, repeat(''x'', 256))');
 SELECT refused('SELECT shop.use_points(1, 1, NULL, '''')');
 SELECT refused($$SELECT shop.place_order(1, '[{"product_id": 2, "quantity": 1}]', idempotency_key => E'\t')$$);
 SELECT refused($$SELECT shop.try_place_order(1, '[{"product_id": 2, "quantity": 1}]', idempotency_key => '')$$);
+-- none is missing: every function that takes a key, with arguments that would do
+CREATE TABLE public.keyed (n serial, name text, arguments text);
+INSERT INTO public.keyed (name, arguments) VALUES
+    ('create_product', $$'x', 1, 1$$),
+    ('restock', $$1, 1$$),
+    ('charge_points', $$1, 1$$),
+    ('use_points', $$1, 1$$),
+    ('create_coupon_campaign', $$'x', 'fixed', 1, 1, '2026-11-20', '2026-11-21'$$),
+    ('issue_coupon', $$1, 1$$),
+    ('try_issue_coupon', $$1, 1$$),
+    ('place_order', $$1, '[{"product_id": 2, "quantity": 1}]'$$),
+    ('try_place_order', $$1, '[{"product_id": 2, "quantity": 1}]'$$),
+    ('reserve_order', $$1, '[{"product_id": 2, "quantity": 1}]'$$),
+    ('pay_order', $$1, 1$$),
+    ('refund_order', $$1, '[{"product_id": 2, "quantity": 1}]'$$);
+SELECT p.proname FROM pg_proc p
+ WHERE p.pronamespace = 'shop'::regnamespace AND 'idempotency_key' = ANY (p.proargnames[1:p.pronargs]) AND p.proname NOT IN (SELECT name FROM public.keyed);
+\a
+SELECT v.name, k.name AS key, refused(format('SELECT shop.%s(%s, idempotency_key => %L)', v.name, v.arguments, k.key))
+  FROM public.keyed v, (VALUES (1, 'empty', ''), (2, 'a tab', E'\t'), (3, 'e acute', U&'\00e9')) k(n, name, key) ORDER BY v.n, k.n;
+\a
+SELECT name, refused(format('SELECT shop.%s(%s, idempotency_key => repeat(''x'', 256))', name, arguments)) FROM public.keyed ORDER BY n;
 
 -- A replay in a read-only transaction is still a call of a write verb
 BEGIN READ ONLY;
@@ -211,3 +233,5 @@ SELECT outcome, replayed FROM shop.try_place_order(1, '[{"product_id": 1, "quant
 SELECT pg_current_xact_id_if_assigned() IS NULL AS no_xid;
 COMMIT;
 SELECT * FROM shop.verify();
+\set ECHO none
+DROP TABLE public.keyed;

@@ -25,6 +25,15 @@ INSERT INTO public.verb (name, call) VALUES
     ('use_points', $$SELECT (shop.use_points(1, 10)).amount$$),
     ('place_order', $$SELECT (shop.place_order(1, '[{"product_id": 1, "quantity": 1}]')).total$$),
     ('try_place_order', $$SELECT (shop.try_place_order(1, '[{"product_id": 1, "quantity": 1}]')).outcome$$),
+    ('create_coupon_campaign', $$SELECT shop.create_coupon_campaign('C', 'fixed', 10, 9, '2026-11-20', '2026-11-21') > 0$$),
+    ('issue_coupon', $$SELECT (shop.issue_coupon((SELECT max(campaign_id) FROM shop.coupon_campaign), 1)).status$$),
+    ('try_issue_coupon', $$SELECT (shop.try_issue_coupon((SELECT max(campaign_id) FROM shop.coupon_campaign), 2)).outcome$$),
+    ('reserve_order', $$SELECT array_agg((shop.reserve_order(1, '[{"product_id": 1, "quantity": 2}]')).status) FROM generate_series(1, 2)$$),
+    ('pay_order', $$SELECT (shop.pay_order(coalesce((SELECT max(order_id) FROM shop.orders WHERE status = 'reserved'), 1), 1,
+                                           (SELECT max(coupon_id) FROM shop.coupon WHERE user_id = 1))).total$$),
+    ('refund_order', $$SELECT (shop.refund_order((SELECT max(order_id) FROM shop.orders WHERE status = 'paid'), '[{"product_id": 1, "quantity": 1}]')).amount$$),
+    ('cancel_order', $$SELECT (shop.cancel_order((SELECT max(order_id) FROM shop.orders WHERE status = 'paid'))).status$$),
+    ('release_order', $$SELECT (shop.release_order(coalesce((SELECT max(order_id) FROM shop.orders WHERE status = 'reserved'), 1), 1)).status$$),
     ('emit_event', $$SELECT shop.emit_event('t', 'a', 'bad', '{}') IS NOT NULL$$),
     ('receive_event', $$SELECT shop.receive_event(jsonb_build_object('id', gen_random_uuid(), 'type', 't'))$$),
     ('create_endpoint', $$SELECT (shop.create_endpoint('second', 'function:public.take')).name$$),
@@ -57,7 +66,9 @@ $$;
 CREATE VIEW public.state AS
     SELECT (SELECT count(*) FROM shop.product) AS products, (SELECT sum(on_hand) FROM shop.stock) AS units,
            (SELECT sum(balance) FROM shop.account) AS points, (SELECT count(*) FROM shop.point_entry) AS entries,
-           (SELECT count(*) FROM shop.orders) AS orders, (SELECT count(*) FROM shop.outbox) AS events,
+           (SELECT count(*) FROM shop.orders) AS orders, (SELECT count(*) FROM shop.order_change) AS changes,
+           (SELECT count(*) FROM shop.stock_hold) AS holds, (SELECT count(*) FROM shop.coupon) AS coupons,
+           (SELECT sum(remaining) FROM shop.coupon_stock) AS remaining, (SELECT count(*) FROM shop.outbox) AS events,
            (SELECT count(*) FROM shop.endpoints) AS endpoints, (SELECT count(*) FROM shop.delivery) AS deliveries,
            (SELECT count(*) FROM shop.received_events) AS received;
 --
@@ -133,6 +144,10 @@ SELECT count(*) > 0 FROM shop.point_history(1);
 SELECT status FROM shop.get_order(1);
 SELECT quantity FROM shop.order_lines(1);
 SELECT count(*) > 0 FROM shop.order_history(1);
+SELECT count(*) FROM shop.order_changes(1);
+SELECT count(*) > 0 FROM shop.user_coupons(1);
+SELECT count(*) > 0 FROM shop.coupon_campaigns;
+SELECT count(*) FROM shop.order_transitions();
 SELECT count(*) FROM shop.top_products();
 SELECT count(*) FROM shop.outbox_metrics();
 SELECT count(*) > 0 FROM shop.error_codes();

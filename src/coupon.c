@@ -60,11 +60,14 @@ static ShopQuery find_campaign = SHOP_QUERY(
 /* All that an issue is decided on, from one snapshot. */
 static ShopQuery look = SHOP_QUERY(
 	"SELECT k.starts_at, k.ends_at, k.usage_limit, c.coupon_id,"
-	"       EXISTS (SELECT FROM shop.coupon_stock s WHERE s.campaign_id = k.campaign_id AND s.remaining > 0)"
+	"       coalesce((SELECT slot FROM shop.coupon_stock"
+	"                  WHERE campaign_id = $1 AND slot <= $3 AND remaining > 0 ORDER BY slot DESC LIMIT 1),"
+	"                (SELECT slot FROM shop.coupon_stock"
+	"                  WHERE campaign_id = $1 AND slot > $3 AND remaining > 0 ORDER BY slot LIMIT 1))"
 	"  FROM shop.coupon_campaign k"
 	"  LEFT JOIN shop.coupon c ON c.user_id = $2 AND c.campaign_id = k.campaign_id"
 	" WHERE k.campaign_id = $1",
-	INT8OID, INT8OID);
+	INT8OID, INT8OID, INT4OID);
 
 static ShopQuery find_issued = SHOP_QUERY("SELECT coupon_id, campaign_id, expires_at FROM shop.coupon"
 										  " WHERE user_id = $1 AND idempotency_key = $2",
@@ -107,6 +110,7 @@ typedef struct IssueCall
 	char *key;
 	int64 coupon_id;
 	int64 usage_limit; /* of the campaign */
+	int32 slot;		   /* nearest with something left */
 	TimestampTz issued_at;
 	TimestampTz expires_at;
 	bool replayed;
@@ -246,6 +250,13 @@ sold_out(const IssueCall *call)
 		call->campaign_id, call->usage_limit);
 }
 
+static bool
+look_at_campaign(const IssueCall *call)
+{
+	return shop_query(&look,
+			   SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id), shop_int4(shop_slots_own()))) > 0;
+}
+
 /* What can be refused from one look, without a lock. */
 static ShopRefusal
 check_issue(IssueCall *call)
@@ -254,7 +265,7 @@ check_issue(IssueCall *call)
 	TimestampTz ends_at;
 
 	call->issued_at = shop_now();
-	if (shop_query(&look, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id))) == 0)
+	if (!look_at_campaign(call))
 		return shop_refusal(SHOP_CAMPAIGN_NOT_FOUND, "{\"campaign_id\": " INT64_FORMAT "}", call->campaign_id);
 	starts_at = shop_fetch_time(0, 1);
 	ends_at = shop_fetch_time(0, 2);
@@ -269,8 +280,9 @@ check_issue(IssueCall *call)
 		return shop_refusal(SHOP_COUPON_ALREADY_ISSUED,
 			"{\"campaign_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"coupon_id\": " INT64_FORMAT "}",
 			call->campaign_id, call->user_id, shop_fetch_int8(0, 4));
-	if (!shop_fetch_bool(0, 5))
+	if (shop_fetch_isnull(0, 5))
 		return sold_out(call);
+	call->slot = shop_fetch_int4(0, 5);
 	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
 }
 
@@ -281,11 +293,11 @@ check_issue(IssueCall *call)
 static bool
 take_one(const IssueCall *call)
 {
-	while (!shop_slots_take_free(&slots, call->campaign_id, 1) &&
+	while (!shop_slots_take_free(&slots, call->campaign_id, 1, call->slot) &&
 		   shop_slots_take_waiting(&slots, call->campaign_id, 1) > 0)
 	{
-		shop_query(&look, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id)));
-		if (!shop_fetch_bool(0, 5))
+		(void) look_at_campaign(call);
+		if (shop_fetch_isnull(0, 5))
 			return false;
 	}
 	return true;

@@ -103,6 +103,17 @@ shop_int4_array(const int32 *values, int n)
 	return shop_datum(PointerGetDatum(construct_array(elements, n, INT4OID, sizeof(int32), true, TYPALIGN_INT)));
 }
 
+ShopValue
+shop_time_array(const TimestampTz *values, int n)
+{
+	Datum *elements = palloc(sizeof(Datum) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+		elements[i] = TimestampTzGetDatum(values[i]);
+	return shop_datum(PointerGetDatum(
+		construct_array(elements, n, TIMESTAMPTZOID, sizeof(TimestampTz), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)));
+}
+
 static int
 count_args(const ShopQuery *query)
 {

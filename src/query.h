@@ -47,6 +47,7 @@ extern ShopValue shop_oid(Oid value);
 extern ShopValue shop_null(void);
 extern ShopValue shop_int8_array(const int64 *values, int n);
 extern ShopValue shop_int4_array(const int32 *values, int n);
+extern ShopValue shop_time_array(const TimestampTz *values, int n);
 extern ShopValue shop_time_or_null(TimestampTz value); /* DT_NOEND: SQL NULL */
 
 /* All of these need SPI to be connected. */

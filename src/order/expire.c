@@ -4,14 +4,15 @@
  *
  * Two come by: a buyer who found too few units in stock and took back what an
  * expired reservation held (stock/), who ends its order here, and the keeper,
- * who gives back what is left.  The keeper waits for nobody: what another
- * transaction has locked it leaves for its next round.
+ * who gives back what is left.  The keeper leaves what another transaction has
+ * locked for its next round.
  *
  * An order that ended may keep holds of products that no buyer has asked for
  * yet; they count as free for everyone and are the keeper's to give back.
  *
  * Locks: a buyer, the orders' rows, ascending, after everything else; the
- * keeper, without waiting, slot 0 of the products, the holds, the order's row.
+ * keeper, with SKIP LOCKED, but in the same order as everybody: slot 0 of all
+ * products, all holds, the orders' rows.
  */
 #include "order/order.h"
 
@@ -20,8 +21,9 @@
 static ShopQuery end_order = SHOP_QUERY(
 	"UPDATE shop.orders SET status = 'expired' WHERE order_id = $1 AND status = 'reserved'", INT8OID);
 
-static ShopQuery lock_free_order = SHOP_QUERY(
-	"SELECT FROM shop.orders WHERE order_id = $1 FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
+static ShopQuery lock_free_orders = SHOP_QUERY(
+	"SELECT order_id FROM shop.orders WHERE order_id = ANY ($1) ORDER BY order_id FOR NO KEY UPDATE SKIP LOCKED",
+	INT8ARRAYOID);
 
 static ShopQuery find_due = SHOP_QUERY("SELECT expires_at, order_id FROM shop.stock_hold"
 									   " WHERE expires_at <= $1 AND (expires_at, order_id) > ($2, $3)"
@@ -67,25 +69,55 @@ shop_orders_expire(ShopExpired expired, TimestampTz now)
 		end_reservation(expired.order_ids[i], now);
 }
 
-/*
- * Gives back what a reservation holds; false if that takes waiting for
- * somebody.  What was locked then stays locked until the end of the
- * transaction, which is near, and waits for nobody.
- */
-static bool
-expire_if_free(int64 order_id, TimestampTz expires_at)
+static int
+compare_reservation(const void *a, const void *b)
 {
-	ShopDemand *demands;
-	int n;
+	return compare_id(&((const ShopReservation *) a)->order_id, &((const ShopReservation *) b)->order_id);
+}
 
-	if (!shop_holds_lock_free(order_id, expires_at) ||
-		shop_query(&lock_free_order, SHOP_VALUES(shop_int8(order_id))) == 0)
-		return false;
-	n = shop_holds_read(order_id, expires_at, &demands);
-	shop_stock_give_back(demands, n);
-	shop_holds_delete(order_id, expires_at);
-	end_reservation(order_id, shop_now());
-	return true;
+/* Locks the rows of the free ones, which are sorted; those whose row is locked by others are not free after all. */
+static void
+lock_order_rows(ShopReservation *due, int n)
+{
+	int64 *order_ids = palloc(sizeof(int64) * Max(n, 1));
+	uint64 rows;
+
+	for (int i = 0; i < n; i++)
+		order_ids[i] = due[i].order_id;
+	rows = shop_query(&lock_free_orders, SHOP_VALUES(shop_int8_array(order_ids, n)));
+	for (int i = 0, row = 0; i < n; i++)
+		if ((uint64) row < rows && shop_fetch_int8(row, 1) == due[i].order_id)
+			row++;
+		else
+			due[i].free = false;
+}
+
+/*
+ * Gives back what the reservations hold, but for those of which something is
+ * locked; that stays locked until the end of the transaction, which is near.
+ * Returns how many.
+ */
+static int64
+expire_free(ShopReservation *due, int n)
+{
+	TimestampTz now = shop_now();
+	ShopDemand *demands;
+	int products;
+	int64 expired = 0;
+
+	pg_qsort(due, n, sizeof(ShopReservation), compare_reservation);
+	shop_holds_lock_free(due, n);
+	lock_order_rows(due, n);
+	products = shop_holds_of_free(due, n, &demands);
+	shop_stock_give_back(demands, products);
+	for (int i = 0; i < n; i++)
+		if (due[i].free)
+		{
+			shop_holds_delete(due[i].order_id, due[i].expires_at);
+			end_reservation(due[i].order_id, now);
+			expired++;
+		}
+	return expired;
 }
 
 /*
@@ -99,15 +131,15 @@ shop_reservations_sweep(ShopSweep *sweep, int limit, int64 *expired)
 	TimestampTz after = sweep->order_id == 0 ? DT_NOBEGIN : sweep->expires_at;
 	int n = (int) shop_query(
 		&find_due, SHOP_VALUES(shop_time(shop_now()), shop_time(after), shop_int8(sweep->order_id), shop_int4(limit)));
-	ShopSweep *due = palloc(sizeof(ShopSweep) * Max(n, 1));
+	ShopReservation *due = palloc(sizeof(ShopReservation) * Max(n, 1));
 
 	for (int i = 0; i < n; i++)
-		due[i] = (ShopSweep){shop_fetch_time(i, 1), shop_fetch_int8(i, 2)};
-	for (int i = 0; i < n; i++)
-		if (expire_if_free(due[i].order_id, due[i].expires_at))
-			(*expired)++;
+		due[i] = (ShopReservation){.expires_at = shop_fetch_time(i, 1), .order_id = shop_fetch_int8(i, 2)};
 	if (n > 0)
-		*sweep = due[n - 1];
+	{
+		*sweep = (ShopSweep){due[n - 1].expires_at, due[n - 1].order_id};
+		*expired += expire_free(due, n);
+	}
 	return n == limit;
 }
 

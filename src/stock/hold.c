@@ -29,17 +29,28 @@ static ShopQuery lock_holds = SHOP_QUERY("SELECT FROM shop.stock_hold WHERE expi
 static ShopQuery delete_holds = SHOP_QUERY(
 	"DELETE FROM shop.stock_hold WHERE expires_at = $2 AND order_id = $1", INT8OID, TIMESTAMPTZOID);
 
-static ShopQuery read_holds = SHOP_QUERY(
-	"SELECT product_id, quantity FROM shop.stock_hold WHERE expires_at = $2 AND order_id = $1 ORDER BY product_id",
-	INT8OID, TIMESTAMPTZOID);
+#define OF_RESERVATIONS \
+	" FROM unnest($1::bigint[], $2::timestamptz[]) WITH ORDINALITY r(order_id, expires_at, n)" \
+	" JOIN shop.stock_hold h ON h.expires_at = r.expires_at AND h.order_id = r.order_id"
 
-static ShopQuery lock_free_holds = SHOP_QUERY("SELECT FROM shop.stock_hold h"
-											  "  JOIN shop.stock s ON s.product_id = h.product_id"
-											  "   AND s.location_id = 1 AND s.slot = 0"
-											  " WHERE h.expires_at = $2 AND h.order_id = $1"
-											  " ORDER BY h.product_id"
-											  "   FOR NO KEY UPDATE OF s SKIP LOCKED FOR UPDATE OF h SKIP LOCKED",
-	INT8OID, TIMESTAMPTZOID);
+/* Slot 0 of the products, ascending, as far as it is free. */
+static ShopQuery lock_free_slots = SHOP_QUERY(
+	"SELECT product_id FROM shop.stock"
+	" WHERE product_id = ANY (ARRAY(SELECT DISTINCT h.product_id" OF_RESERVATIONS ")) AND location_id = 1 AND slot = 0"
+	" ORDER BY product_id FOR NO KEY UPDATE SKIP LOCKED",
+	INT8ARRAYOID, TIMESTAMPTZARRAYOID);
+
+static ShopQuery lock_free_holds = SHOP_QUERY(
+	"SELECT r.n::integer, h.product_id" OF_RESERVATIONS
+	" ORDER BY h.product_id, h.expires_at, h.order_id FOR UPDATE OF h SKIP LOCKED",
+	INT8ARRAYOID, TIMESTAMPTZARRAYOID);
+
+static ShopQuery count_holds = SHOP_QUERY(
+	"SELECT r.n::integer, count(*)::integer" OF_RESERVATIONS " GROUP BY r.n", INT8ARRAYOID, TIMESTAMPTZARRAYOID);
+
+static ShopQuery sum_holds = SHOP_QUERY("SELECT h.product_id, sum(h.quantity)::bigint" OF_RESERVATIONS
+										" GROUP BY h.product_id ORDER BY h.product_id",
+	INT8ARRAYOID, TIMESTAMPTZARRAYOID);
 
 static ShopQuery lock_expired = SHOP_QUERY("SELECT order_id, quantity FROM shop.stock_hold"
 										   " WHERE product_id = $1 AND expires_at <= $2"
@@ -83,29 +94,81 @@ shop_holds_delete(int64 order_id, TimestampTz expires_at)
 	return (int) shop_query(&delete_holds, order);
 }
 
-/* What an order still holds, by product; returns how many holds. */
-int
-shop_holds_read(int64 order_id, TimestampTz expires_at, ShopDemand **demands)
+/* The reservations as two arrays; of those that are not free only if `all`. */
+static void
+bind_reservations(const ShopReservation *reservations, int n, bool all, ShopValue *values)
 {
-	int n = (int) shop_query(&read_holds, SHOP_VALUES(shop_int8(order_id), shop_time(expires_at)));
+	int64 *orders = palloc(sizeof(int64) * Max(n, 1));
+	TimestampTz *times = palloc(sizeof(TimestampTz) * Max(n, 1));
+	int bound = 0;
 
-	*demands = palloc(sizeof(ShopDemand) * Max(n, 1));
 	for (int i = 0; i < n; i++)
-		(*demands)[i] = (ShopDemand){shop_fetch_int8(i, 1), shop_fetch_int8(i, 2), -1};
-	return n;
+		if (all || reservations[i].free)
+		{
+			orders[bound] = reservations[i].order_id;
+			times[bound++] = reservations[i].expires_at;
+		}
+	values[0] = shop_int8_array(orders, bound);
+	values[1] = shop_time_array(times, bound);
+}
+
+static int
+compare_int64(const void *a, const void *b)
+{
+	int64 x = *(const int64 *) a;
+	int64 y = *(const int64 *) b;
+
+	return x < y ? -1 : x > y;
 }
 
 /*
- * Locks the holds of an order and slot 0 of their products if that takes no
- * waiting; false if it would, and then some may be locked.
+ * Locks what the reservations hold, and slot 0 of the products, as far as that
+ * takes no waiting; says of which it got everything.  Still all of it goes in
+ * the order of locks, as SKIP LOCKED now and then waits (see slots.c).
  */
-bool
-shop_holds_lock_free(int64 order_id, TimestampTz expires_at)
+void
+shop_holds_lock_free(ShopReservation *reservations, int n)
 {
-	ShopValue order[] = {shop_int8(order_id), shop_time(expires_at)};
-	uint64 locked = shop_query(&lock_free_holds, order);
+	ShopValue all[2];
+	int *missing = palloc0(sizeof(int) * Max(n, 1));
+	int64 *products;
+	uint64 nproducts;
+	uint64 rows;
 
-	return locked == shop_query(&read_holds, order);
+	bind_reservations(reservations, n, true, all);
+	nproducts = shop_query(&lock_free_slots, all);
+	products = palloc(sizeof(int64) * Max(nproducts, 1));
+	for (uint64 row = 0; row < nproducts; row++)
+		products[row] = shop_fetch_int8(row, 1);
+
+	rows = shop_query(&lock_free_holds, all);
+	for (uint64 row = 0; row < rows; row++)
+	{
+		int64 product_id = shop_fetch_int8(row, 2);
+
+		if (bsearch(&product_id, products, nproducts, sizeof(int64), compare_int64))
+			missing[shop_fetch_int4(row, 1) - 1]--;
+	}
+	rows = shop_query(&count_holds, all);
+	for (uint64 row = 0; row < rows; row++)
+		missing[shop_fetch_int4(row, 1) - 1] += shop_fetch_int4(row, 2);
+	for (int i = 0; i < n; i++)
+		reservations[i].free = missing[i] == 0;
+}
+
+/* What the free ones hold between them, by product; returns how many products. */
+int
+shop_holds_of_free(const ShopReservation *reservations, int n, ShopDemand **demands)
+{
+	ShopValue values[2];
+	int products;
+
+	bind_reservations(reservations, n, false, values);
+	products = (int) shop_query(&sum_holds, values);
+	*demands = palloc(sizeof(ShopDemand) * Max(products, 1));
+	for (int i = 0; i < products; i++)
+		(*demands)[i] = (ShopDemand){shop_fetch_int8(i, 1), shop_fetch_int8(i, 2), -1};
+	return products;
 }
 
 static bool

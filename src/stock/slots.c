@@ -9,9 +9,12 @@
  * slot 0.
  *
  * Lock order: slots from 0 upwards.  Whoever waits for a slot holds, of its
- * owner, only lower ones.  Taking a free slot out of order (SKIP LOCKED) does
- * not wait; but a slot that turns out too short once it is locked stays
- * locked, so this happens in a subtransaction, which is undone before we wait.
+ * owner, only lower ones.  A free slot is taken out of order (SKIP LOCKED), one
+ * at a time, in a subtransaction: if it turns out too short once it is locked,
+ * the lock is given back before another slot is tried, or waited for.  That is
+ * needed even between tries, for SKIP LOCKED waits now and then: when a row
+ * was updated by a transaction that has just ended, and is locked by the next
+ * one (heap_lock_updated_tuple() knows no SKIP LOCKED).
  *
  * Invariant: no slot is below 0 (a CHECK and a condition in each update).
  */
@@ -25,6 +28,7 @@ typedef struct FreeTake
 {
 	ShopSlots *slots;
 	int64 id;
+	int32 slot;
 	int64 quantity;
 	bool done;
 } FreeTake;
@@ -58,22 +62,45 @@ static bool
 take_within(void *arg)
 {
 	FreeTake *take = arg;
-	ShopValue values[] = {shop_int8(take->id), shop_int4(shop_slots_own()), shop_int8(take->quantity)};
 
-	take->done = shop_query(&take->slots->take_nearest, values) > 0 || shop_query(&take->slots->take_above, values) > 0;
+	take->done = shop_query(&take->slots->take_free,
+					 SHOP_VALUES(shop_int8(take->id), shop_int4(take->slot), shop_int8(take->quantity))) > 0;
 	return take->done;
 }
 
-/* Takes the units from one free slot; false, and no lock, if there is none with enough. */
-bool
-shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity)
+/* Takes the units from this slot; false, and no lock, if it is not free or has too few. */
+static bool
+take_slot(ShopSlots *slots, int64 id, int32 slot, int64 quantity)
 {
-	FreeTake take = {slots, id, quantity, false};
+	FreeTake take = {slots, id, slot, quantity, false};
 	ErrorData *error = shop_subtransaction(take_within, &take);
 
 	if (error)
 		ReThrowError(error);
 	return take.done;
+}
+
+/*
+ * Takes the units from one free slot; false, and no lock, if there is none
+ * with enough.  `nearest` is a slot that had enough when last looked at, or -1.
+ */
+bool
+shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest)
+{
+	int32 *found;
+	int n;
+
+	if (nearest >= 0 && take_slot(slots, id, nearest, quantity))
+		return true;
+	n = (int) shop_query(
+		&slots->find_free, SHOP_VALUES(shop_int8(id), shop_int4(shop_slots_own()), shop_int8(quantity)));
+	found = palloc(sizeof(int32) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+		found[i] = shop_fetch_int4(i, 1);
+	for (int i = 0; i < n; i++)
+		if (found[i] != nearest && take_slot(slots, id, found[i], quantity))
+			return true;
+	return false;
 }
 
 static bool

@@ -15,8 +15,8 @@
 /* The statements over one table of slots; $1 is the owner of the units. */
 typedef struct ShopSlots
 {
-	ShopQuery take_nearest;
-	ShopQuery take_above;
+	ShopQuery find_free;
+	ShopQuery take_free;
 	ShopQuery lock_all;
 	ShopQuery insert;
 	ShopQuery fill_free;
@@ -24,17 +24,8 @@ typedef struct ShopSlots
 	ShopQuery merge;
 } ShopSlots;
 
-/*
- * Takes the units from a free slot.  Locked and updated by one statement, for
- * it runs in a subtransaction of its own: a row that one transaction locks
- * and another updates would get a MultiXact.
- */
-#define SHOP_SLOTS_TAKE(table, key, units, which) \
-	"WITH free AS MATERIALIZED" \
-	"  (SELECT slot FROM " table " WHERE " key " AND " units " >= $3 AND " which \
-	"    LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)" \
-	" UPDATE " table " s SET " units " = s." units " - $3 FROM free" \
-	"  WHERE " key " AND s.slot = free.slot AND s." units " >= $3"
+/* Slots that are tried before one waits. */
+#define SHOP_SLOTS_TRIES "8"
 
 /*
  * table: its name; id: the column of the owner; key: the condition that finds
@@ -42,10 +33,17 @@ typedef struct ShopSlots
  */
 #define SHOP_SLOTS(table, id, key, units) \
 	{ \
-		.take_nearest = SHOP_QUERY( \
-			SHOP_SLOTS_TAKE(table, key, units, "slot <= $2 ORDER BY slot DESC"), INT8OID, INT4OID, INT8OID), \
-		.take_above = SHOP_QUERY( \
-			SHOP_SLOTS_TAKE(table, key, units, "slot > $2 ORDER BY slot"), INT8OID, INT4OID, INT8OID), \
+		/* Own slot first, then the next lower ones, then the next higher ones. */ \
+		.find_free = SHOP_QUERY("SELECT slot FROM " table " WHERE " key " AND " units " >= $3" \
+								" ORDER BY slot > $2, abs(slot - $2) LIMIT " SHOP_SLOTS_TRIES, \
+			INT8OID, INT4OID, \
+			INT8OID), /* Locked and updated by one statement of one subtransaction, or the row would get a MultiXact. */ \
+			.take_free = SHOP_QUERY("WITH free AS MATERIALIZED" \
+									"  (SELECT slot FROM " table " WHERE " key " AND slot = $2 AND " units " >= $3" \
+									"      FOR NO KEY UPDATE SKIP LOCKED)" \
+									" UPDATE " table " s SET " units " = s." units " - $3 FROM free" \
+									"  WHERE " key " AND s.slot = free.slot AND s." units " >= $3", \
+				INT8OID, INT4OID, INT8OID), \
 		.lock_all = SHOP_QUERY( \
 			"SELECT slot::bigint, " units " FROM " table " WHERE " key " ORDER BY slot FOR NO KEY UPDATE", INT8OID), \
 		.insert = SHOP_QUERY("INSERT INTO " table " (" id ", slot, " units ") VALUES ($1, $2, $3)" \
@@ -63,6 +61,7 @@ typedef struct ShopSlots
 			INT8OID, INT4ARRAYOID, INT8ARRAYOID), \
 		.merge = SHOP_QUERY("WITH empty AS MATERIALIZED" \
 							"  (SELECT " id ", slot FROM " table " WHERE slot > 0 AND " units " = 0" \
+							"    ORDER BY " id ", slot" \
 							"    LIMIT $1 FOR UPDATE SKIP LOCKED)" \
 							" DELETE FROM " table " s USING empty e" \
 							"  WHERE s." id " = e." id " AND s.slot = e.slot AND s." units " = 0", \
@@ -71,7 +70,7 @@ typedef struct ShopSlots
 
 extern int32 shop_slots_own(void);
 extern void shop_slots_open(ShopSlots *slots, int64 id, int64 units);
-extern bool shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity);
+extern bool shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest);
 extern int64 shop_slots_take_waiting(ShopSlots *slots, int64 id, int64 quantity);
 extern int64 shop_slots_merge(ShopSlots *slots, int limit);
 

@@ -34,10 +34,17 @@ extern void shop_stock_open(int64 product_id, int64 quantity);
 extern int64 shop_stock_merge(int limit);
 
 /* hold.c */
+typedef struct ShopReservation
+{
+	int64 order_id;
+	TimestampTz expires_at;
+	bool free; /* could all that it holds be locked without waiting? */
+} ShopReservation;
+
 extern void shop_holds_insert(int64 order_id, TimestampTz expires_at, const ShopDemand *demands, int n);
 extern int shop_holds_delete(int64 order_id, TimestampTz expires_at);
-extern bool shop_holds_lock_free(int64 order_id, TimestampTz expires_at);
-extern int shop_holds_read(int64 order_id, TimestampTz expires_at, ShopDemand **demands);
+extern void shop_holds_lock_free(ShopReservation *reservations, int n);
+extern int shop_holds_of_free(const ShopReservation *reservations, int n, ShopDemand **demands);
 extern int64 shop_holds_take_back(int64 product_id, int64 missing, TimestampTz now, ShopExpired *expired);
 
 /* movement.c */

@@ -193,11 +193,14 @@ shop_stock_take(const ShopDemand *demands, int n, TimestampTz now)
 	for (int done = 0; done < n; done++)
 	{
 		int locked = lock_first_slots(demands + done, count_first(demands + done, n - done));
+		const ShopDemand *next = &demands[done + locked];
 
 		take_locked(demands + done, locked);
 		done += locked;
-		if (done < n && !shop_slots_take_free(&slots, demands[done].product_id, demands[done].quantity))
-			take_waiting(&demands[done], now, &expired);
+		/* Slot 0 has just been tried. */
+		if (done < n &&
+			!shop_slots_take_free(&slots, next->product_id, next->quantity, next->slot > 0 ? next->slot : -1))
+			take_waiting(next, now, &expired);
 	}
 	return expired;
 }
