@@ -13,6 +13,7 @@ export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS
 
 help:
 	@echo 'make             build the extension'
+	@echo '                 WITHOUT_CURL=1: without http(s):// endpoints'
 	@echo 'make install     install it into the PostgreSQL of PG_CONFIG'
 	@echo 'make installcheck  run the SQL and isolation tests on a running server'
 	@echo 'make setup       install the Debian packages that building and testing need'
@@ -56,6 +57,11 @@ REGRESS_OPTS   = --inputdir=. --encoding=UTF8 --no-locale --load-extension=shop
 ISOLATION_OPTS = --inputdir=. --encoding=UTF8 --no-locale --load-extension=shop
 PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
 PG_CFLAGS   = -std=gnu99 -fvisibility=hidden -Wall -Wextra $(EXTRA_CFLAGS)
+ifdef WITHOUT_CURL
+PG_CPPFLAGS += -DSHOP_WITHOUT_CURL
+else
+SHLIB_LINK += -lcurl
+endif
 EXTRA_CLEAN = output_iso results regression.diffs regression.out
 
 # The work is done by SQL statements; inlining our functions into JIT code

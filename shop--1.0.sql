@@ -589,7 +589,12 @@ COMMENT ON FUNCTION shop.is_home(bigint, oid) IS
     'is this the server and the database that an endpoint was made or last resumed in?';
 
 CREATE VIEW shop.endpoints AS
-    SELECT e.name, e.url, e.types, e.options, e.secret IS NOT NULL AS signed, e.run_as,
+    SELECT e.name, e.url, e.types,
+           -- A header may be a password.
+           CASE WHEN e.options->'headers' IS NULL THEN e.options
+                ELSE jsonb_set(e.options, '{headers}', (SELECT coalesce(jsonb_object_agg(k, '***'), '{}')
+                                                        FROM jsonb_object_keys(e.options->'headers') k)) END AS options,
+           e.secret IS NOT NULL AS signed, e.run_as,
            CASE WHEN e.paused OR NOT h.is_home THEN 'paused'
                 WHEN e.failures > 0 THEN 'failing'
                 ELSE 'active' END AS state,

@@ -128,9 +128,8 @@ static ShopQuery load_due = SHOP_QUERY(
  * Counts a try before it is made, so that an event that ends its sender is
  * dead in the end too.
  */
-static ShopQuery lease_due = SHOP_QUERY(
-	"UPDATE shop.delivery SET attempts = attempts + 1, suspect = true"
-	" WHERE endpoint_id = $1 AND event_no = ANY ($2)",
+static ShopQuery lease_due = SHOP_QUERY("UPDATE shop.delivery SET attempts = attempts + 1, suspect = true"
+										" WHERE endpoint_id = $1 AND event_no = ANY ($2)",
 	INT8OID, INT8ARRAYOID);
 
 static ShopQuery next_retry = SHOP_QUERY(
@@ -174,8 +173,8 @@ static ShopQuery acknowledge = SHOP_QUERY(
 	"                       + coalesce((SELECT range_agg(int8range(k, k, '[]')) FROM unnest($2) k), '{}') AS acked"
 	"                  FROM shop.endpoint c WHERE c.endpoint_id = $1) a) n"
 	" WHERE e.endpoint_id = $1",
-	INT8OID, INT8ARRAYOID, INT8OID, INT8OID, TIMESTAMPTZOID, INT4OID, TIMESTAMPTZOID, TEXTOID, XID8OID,
-	INT8ARRAYOID, TEXTOID);
+	INT8OID, INT8ARRAYOID, INT8OID, INT8OID, TIMESTAMPTZOID, INT4OID, TIMESTAMPTZOID, TEXTOID, XID8OID, INT8ARRAYOID,
+	TEXTOID);
 
 static int
 option(uint64 row, int column, int default_value)
@@ -198,10 +197,12 @@ copy_varlena(uint64 row, int column)
 bool
 shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet)
 {
+	MemoryContext before;
 	bool isnull;
 
 	if (shop_query(wait ? &lock_endpoint : &lock_free_endpoint, SHOP_VALUES(shop_int8(endpoint_id))) == 0)
 		return false;
+	before = MemoryContextSwitchTo(outlet->context ? outlet->context : CurrentMemoryContext);
 	outlet->pub.endpoint_id = endpoint_id;
 	outlet->pub.name = shop_fetch_text(0, 2);
 	outlet->pub.url = shop_fetch_text(0, 3);
@@ -223,6 +224,7 @@ shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet)
 	outlet->ready = outlet->is_home && !shop_fetch_bool(0, 17);
 	outlet->pub.secret = shop_fetch_text(0, 18);
 	outlet->pub.options = DatumGetJsonbP(copy_varlena(0, 19));
+	MemoryContextSwitchTo(before);
 	return true;
 }
 
@@ -266,9 +268,7 @@ append_events(ShopBatch *batch, uint64 rows, bool retry)
 		event->traceparent = shop_fetch_text(row, 10);
 		if (wanted)
 			event->event = copy_varlena(row, 6);
-		event->state = !wanted				? SHOP_EVENT_UNWANTED
-					   : shop_fetch_bool(row, 5) ? SHOP_EVENT_QUEUED
-												 : SHOP_EVENT_UNTRIED;
+		event->state = !wanted ? SHOP_EVENT_UNWANTED : shop_fetch_bool(row, 5) ? SHOP_EVENT_QUEUED : SHOP_EVENT_UNTRIED;
 		append_event(batch, event);
 	}
 	MemoryContextSwitchTo(before);
@@ -376,11 +376,10 @@ store_failure(const ShopOutlet *outlet, const ShopEvent *event, TimestampTz now)
 	/* What is queued already stays as it is. */
 	if (queued && event->retry)
 		return;
-	shop_query(&put_delivery,
-		SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), shop_int8(event->event_no), shop_datum(UUIDPGetDatum(&event->id)),
-			shop_text(event->key), shop_int4(attempts),
-			shop_time(queued ? now : back_off(outlet, attempts, event->retry_after_ms, now)), shop_text(event->error),
-			dead ? shop_time(now) : shop_null()));
+	shop_query(&put_delivery, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), shop_int8(event->event_no),
+								  shop_datum(UUIDPGetDatum(&event->id)), shop_text(event->key), shop_int4(attempts),
+								  shop_time(queued ? now : back_off(outlet, attempts, event->retry_after_ms, now)),
+								  shop_text(event->error), dead ? shop_time(now) : shop_null()));
 }
 
 /* Has it got to an end that can be written down? */

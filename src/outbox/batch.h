@@ -22,6 +22,7 @@
 /* An endpoint while its row is locked, or as it was then. */
 typedef struct ShopOutlet
 {
+	MemoryContext context; /* of what was read; NULL: the current one */
 	ShopEndpoint pub;
 	bool ready; /* neither paused nor a copy */
 	bool is_home;

@@ -46,9 +46,9 @@ insert(const char *type, const char *aggregatetype, const char *aggregateid, Dat
 {
 	shop_endpoint_expect_builtin();
 	(void) GetTopTransactionId();
-	shop_query(&insert_event, SHOP_VALUES(shop_text(type), shop_text(aggregatetype), shop_text(aggregateid),
-								  shop_datum(payload), shop_int4(priority), shop_time(now),
-								  *shop_traceparent ? shop_text(shop_traceparent) : shop_null()));
+	shop_query(&insert_event,
+		SHOP_VALUES(shop_text(type), shop_text(aggregatetype), shop_text(aggregateid), shop_datum(payload),
+			shop_int4(priority), shop_time(now), *shop_traceparent ? shop_text(shop_traceparent) : shop_null()));
 	shop_worker_wake_at_commit();
 }
 

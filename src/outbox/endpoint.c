@@ -14,11 +14,13 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "error.h"
 #include "miscadmin.h"
 #include "query.h"
 #include "sink/sink.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -198,6 +200,66 @@ check_int_option(const char *name, const JsonbValue *value, int max)
 		shop_reject("options", "must have an integer between 1 and %d as %s", max, name);
 }
 
+/* Headers that say what we send, and how. */
+static const char *const own_headers[] = {"connection", "content-encoding", "content-length", "content-type", "expect",
+	"host", "transfer-encoding", "traceparent", "upgrade", "webhook-id", "webhook-signature", "webhook-timestamp"};
+
+/* A header that libcurl would send as more than that is one too many. */
+static void
+check_header(const char *name, const JsonbValue *value)
+{
+	bool valid = *name != '\0' && strlen(name) <= 100 && value->type == jbvString && value->val.string.len <= 4000;
+
+	for (const char *c = name; *c; c++)
+		valid &= isalnum((unsigned char) *c) || strchr("!#$%&'*+-.^_`|~", *c) != NULL;
+	for (int i = 0; valid && i < value->val.string.len; i++)
+		valid = (unsigned char) value->val.string.val[i] >= ' ' && value->val.string.val[i] != 0x7f;
+	if (!valid)
+		shop_reject("options", "must have header names and values as HTTP has them as headers");
+	for (size_t i = 0; i < lengthof(own_headers); i++)
+		if (pg_strcasecmp(name, own_headers[i]) == 0)
+			shop_reject("options", "must not have %s among its headers", own_headers[i]);
+}
+
+/* An object of strings; `it` stands before it. */
+static void
+check_headers(const JsonbValue *object)
+{
+	JsonbIterator *it;
+	JsonbValue value;
+
+	if (object->type != jbvBinary || !JsonContainerIsObject(object->val.binary.data))
+		shop_reject("options", "must have an object as headers");
+	it = JsonbIteratorInit(object->val.binary.data);
+	(void) JsonbIteratorNext(&it, &value, false);
+	while (JsonbIteratorNext(&it, &value, true) == WJB_KEY)
+	{
+		char *name = pnstrdup(value.val.string.val, value.val.string.len);
+
+		(void) JsonbIteratorNext(&it, &value, true);
+		check_header(name, &value);
+	}
+}
+
+/* A file that the server may read; only those who may do so anyway may name it. */
+static void
+check_ca_file(const JsonbValue *value)
+{
+	if (value->type != jbvString || value->val.string.len == 0 || value->val.string.len > 1000)
+		shop_reject("options", "must have a file name as ca_file");
+	if (!superuser_arg(GetOuterUserId()) && !has_privs_of_role(GetOuterUserId(), ROLE_PG_READ_SERVER_FILES))
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("permission denied for ca_file"),
+						   errdetail("{\"argument\": \"options\"}"),
+						   errhint("Only roles with the privileges of pg_read_server_files may name a file.")));
+}
+
+static void
+check_secret(const char *url, const char *secret)
+{
+	if (secret && strncmp(url, "http", 4) == 0)
+		shop_webhook_check_secret(secret);
+}
+
 /* Options are an object with known keys; says whether from_start is set. */
 static bool
 check_options(Jsonb *options)
@@ -227,6 +289,14 @@ check_options(Jsonb *options)
 			check_int_option(key, &value, 24 * 60 * 60 * 1000);
 		else if (strcmp(key, "timeout") == 0)
 			check_int_option(key, &value, 60 * 60 * 1000);
+		else if (strcmp(key, "in_flight") == 0)
+			check_int_option(key, &value, 256);
+		else if (strcmp(key, "batch") == 0)
+			check_int_option(key, &value, 1000);
+		else if (strcmp(key, "headers") == 0)
+			check_headers(&value);
+		else if (strcmp(key, "ca_file") == 0)
+			check_ca_file(&value);
 		else
 			shop_reject("options", "must not have the unknown key %s", shop_json_string(key));
 	}
@@ -259,6 +329,7 @@ shop_create_endpoint(PG_FUNCTION_ARGS)
 	shop_arg_required(fcinfo, 4, "options");
 	from_start = check_options(PG_GETARG_JSONB_P(4));
 	shop_sink_of(url)->check(url, role);
+	check_secret(url, secret);
 	shop_write_verb("create_endpoint()");
 
 	SPI_connect();

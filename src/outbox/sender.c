@@ -55,6 +55,8 @@ static ShopQuery clear_inflight = SHOP_QUERY(
 	" RETURNING acked",
 	INT8OID);
 
+static ShopQuery find_endpoint = SHOP_QUERY("SELECT FROM shop.endpoint WHERE endpoint_id = $1", INT8OID);
+
 /* Events that left together. */
 typedef struct Request
 {
@@ -66,8 +68,7 @@ typedef struct Request
 struct ShopSender
 {
 	int64 endpoint_id;
-	MemoryContext context;		  /* of the sender and its window */
-	MemoryContext outlet_context; /* of what the last transaction read */
+	MemoryContext context; /* of the sender and its window */
 	MemoryContext message_context;
 	ShopOutlet outlet;
 	ShopBatch window;
@@ -77,11 +78,11 @@ struct ShopSender
 	char *config; /* what the connection was opened with */
 	int max_requests;
 	int max_messages;
-	int requests;	  /* on their way */
-	int answered;	  /* events not recorded yet */
-	bool alone;		  /* is what is on its way to be so alone? */
-	bool recovered;	  /* has what the last relay left been seen to? */
-	int failures;	  /* in a row, as recorded last */
+	int requests;		/* on their way */
+	int answered;		/* events not recorded yet */
+	bool alone;			/* is what is on its way to be so alone? */
+	bool recovered;		/* has what the last relay left been seen to? */
+	int failures;		/* in a row, as recorded last */
 	TimestampTz run_at; /* the next transaction is due then */
 	TimestampTz recorded_at;
 };
@@ -95,7 +96,7 @@ shop_sender_make(int64 endpoint_id)
 
 	sender->endpoint_id = endpoint_id;
 	sender->context = context;
-	sender->outlet_context = AllocSetContextCreate(context, "shop outlet", ALLOCSET_DEFAULT_SIZES);
+	sender->outlet.context = AllocSetContextCreate(context, "shop outlet", ALLOCSET_DEFAULT_SIZES);
 	sender->message_context = AllocSetContextCreate(context, "shop messages", ALLOCSET_DEFAULT_SIZES);
 	sender->window.context = context;
 	sender->busy = hash_create("busy keys", 64, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
@@ -334,17 +335,15 @@ recover(ShopSender *sender, TimestampTz now)
 static bool
 lock_outlet(ShopSender *sender)
 {
-	MemoryContext before = MemoryContextSwitchTo(sender->outlet_context);
 	int failures = sender->outlet.failures;
-	bool locked;
 
-	MemoryContextReset(sender->outlet_context);
-	locked = shop_batch_lock(sender->endpoint_id, false, &sender->outlet);
-	MemoryContextSwitchTo(before);
+	MemoryContextReset(sender->outlet.context);
+	if (!shop_batch_lock(sender->endpoint_id, false, &sender->outlet))
+		return false;
 	/* Unless somebody has resumed the endpoint, our count is newer. */
-	if (locked && sender->outlet.failures == sender->failures)
+	if (sender->outlet.failures == sender->failures)
 		sender->outlet.failures = failures;
-	return locked;
+	return true;
 }
 
 /* Forgets what has not left, for the endpoint does not want it now. */
@@ -413,6 +412,18 @@ record(ShopSender *sender, TimestampTz now)
 	sender->recorded_at = now;
 }
 
+/* Somebody has locked the endpoint, or dropped it. */
+static void
+wait_or_give_up(ShopSender *sender, TimestampTz now)
+{
+	sender->run_at = TimestampTzPlusMilliseconds(now, BUSY_MS);
+	if (shop_query(&find_endpoint, SHOP_VALUES(shop_int8(sender->endpoint_id))) > 0)
+		return;
+	sender->outlet.ready = false;
+	sender->answered = 0;
+	sender->run_at = DT_NOEND;
+}
+
 /* Records and loads.  The commit is synchronous where something is about to leave. */
 static void
 run_transaction(ShopSender *sender)
@@ -422,7 +433,7 @@ run_transaction(ShopSender *sender)
 
 	shop_process_begin("delivering events");
 	if (!lock_outlet(sender))
-		sender->run_at = TimestampTzPlusMilliseconds(now, BUSY_MS);
+		wait_or_give_up(sender, now);
 	else
 	{
 		recover(sender, now);
@@ -449,14 +460,14 @@ is_due(const ShopSender *sender, TimestampTz now)
 
 /*
  * Does what there is to do now; returns when it wants to be called again at
- * the latest.  `woken`: there may be new events.
+ * the latest.  `look`: there may be new events.
  */
 TimestampTz
-shop_sender_run(ShopSender *sender, bool woken)
+shop_sender_run(ShopSender *sender, bool look)
 {
 	TimestampTz now = shop_now();
 
-	if (woken || is_due(sender, now))
+	if (look || is_due(sender, now))
 		run_transaction(sender);
 	send_all(sender);
 	if (sender->answered > 0)

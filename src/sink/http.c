@@ -289,7 +289,8 @@ int_option(Jsonb *options, const char *name, int default_value)
 	JsonbValue key = {.type = jbvString, .val = {.string = {strlen(name), unconstify(char *, name)}}};
 	JsonbValue *value = findJsonbValueFromContainer(&options->root, JB_FOBJECT, &key);
 
-	return value ? DatumGetInt32(DirectFunctionCall1(numeric_int4, NumericGetDatum(value->val.numeric))) : default_value;
+	return value ? DatumGetInt32(DirectFunctionCall1(numeric_int4, NumericGetDatum(value->val.numeric)))
+				 : default_value;
 }
 
 static char *

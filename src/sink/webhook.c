@@ -15,6 +15,7 @@
 #include "common/sha2.h"
 #include "error.h"
 #include "lib/stringinfo.h"
+#include "utils/resowner.h"
 
 #define SECRET_PREFIX "whsec_"
 #define SECRET_MIN 24
@@ -93,12 +94,26 @@ append_signature(StringInfo result, const Secret *secret, const char *signed_con
 	appendStringInfo(result, "%sv1,%.*s", result->len > 0 ? " " : "", n, encoded);
 }
 
+/* PostgreSQL's HMAC wants a resource owner, which there is none of outside of transactions. */
+static ResourceOwner
+own_resources(void)
+{
+	static ResourceOwner owner = NULL;
+	ResourceOwner before = CurrentResourceOwner;
+
+	if (owner == NULL)
+		owner = ResourceOwnerCreate(NULL, "shop webhook");
+	CurrentResourceOwner = owner;
+	return before;
+}
+
 /* The value of webhook-signature for a message sent at `timestamp` (s). */
 char *
 shop_webhook_signature(const char *secret, const char *id, int64 timestamp, const char *body)
 {
 	Secret secrets[MAX_SECRETS];
 	int n = decode_secrets(secret, secrets);
+	ResourceOwner before = own_resources();
 	StringInfoData content;
 	StringInfoData result;
 
@@ -107,6 +122,7 @@ shop_webhook_signature(const char *secret, const char *id, int64 timestamp, cons
 	appendStringInfo(&content, "%s." INT64_FORMAT ".%s", id, timestamp, body);
 	for (int i = 0; i < n; i++)
 		append_signature(&result, &secrets[i], content.data, content.len);
+	CurrentResourceOwner = before;
 	explicit_bzero(secrets, sizeof(secrets));
 	pfree(content.data);
 	return result.data;

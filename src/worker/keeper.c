@@ -138,7 +138,7 @@ shop_keeper_main(Datum arg)
 	if (!shop_try_lock_session(SHOP_LOCK_KEEPER, 0))
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another keeper is running in this database")));
 	shop_process_commit();
-	shop_process_run(keeper_cycle);
+	shop_process_run(keeper_cycle, NULL);
 }
 
 /* The keeper's jobs but for the refresh, in the caller's transaction. */

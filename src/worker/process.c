@@ -199,11 +199,16 @@ shop_process_commit(void)
 	MemoryContextReset(cycle_context);
 }
 
-/* Waits for the latch, and for no longer than that. */
+/* Waits for the latch, or the socket if there is one, and for no longer than that. */
 static void
-wait(long timeout_ms)
+wait(long timeout_ms, int socket)
 {
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout_ms, PG_WAIT_EXTENSION);
+	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
+
+	if (socket >= 0)
+		(void) WaitLatchOrSocket(MyLatch, events | WL_SOCKET_READABLE, socket, timeout_ms, PG_WAIT_EXTENSION);
+	else
+		(void) WaitLatch(MyLatch, events, timeout_ms, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
@@ -236,9 +241,12 @@ note_cycle(bool idle)
 	LWLockRelease(shop_shared->lock);
 }
 
-/* Runs cycles for ever; each says how long to wait for work, in ms. */
+/*
+ * Runs cycles for ever; each says how long to wait for work, in ms.  `socket`,
+ * if there is one, is readable when there is some before.
+ */
 void
-shop_process_run(long (*cycle)(void))
+shop_process_run(long (*cycle)(void), int (*socket)(void))
 {
 	long timeout_ms;
 
@@ -251,7 +259,7 @@ shop_process_run(long (*cycle)(void))
 			note_cycle(false);
 			timeout_ms = cycle();
 			note_cycle(true);
-			wait(timeout_ms);
+			wait(timeout_ms, socket ? socket() : -1);
 		}
 	}
 	PG_CATCH();

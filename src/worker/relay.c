@@ -3,9 +3,13 @@
  *		Delivers the events of a database to its endpoints.
  *
  * One a database, which a session advisory lock sees to.  Woken at the commit
- * of every transaction that wrote an event; it looks by itself now and then
- * for what no commit tells of: a prepared transaction that was committed, a
- * hole that can be closed.
+ * of every transaction that wrote an event, and by the sockets of what it
+ * sends; it looks by itself now and then for what no commit tells of: a
+ * prepared transaction that was committed, a hole that can be closed.
+ *
+ * A cycle gives every endpoint its turn: a batch to each function, which is
+ * called there and then, and to each remote endpoint what its sender has to do
+ * next.  Nobody is waited for.
  *
  * A relay that starts in the middle of a restore finds no endpoint at home and
  * leaves everything alone.
@@ -17,75 +21,143 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "outbox/outbox.h"
+#include "outbox/sender.h"
 #include "query.h"
+#include "sink/sink.h"
 #include "storage/ipc.h"
+#include "utils/memutils.h"
 
 #define POLL_MS 5000
 #define BATCH 1000
 
 static ShopQuery list_endpoints = SHOP_QUERY(
-	"SELECT endpoint_id FROM shop.endpoint"
+	"SELECT endpoint_id, url LIKE 'function:%' FROM shop.endpoint"
 	" WHERE NOT paused AND shop.is_home(system_identifier, database_oid) ORDER BY endpoint_id");
+
+/* An endpoint that is delivered to; a remote one has a sender. */
+typedef struct Outgoing
+{
+	int64 endpoint_id;
+	bool listed; /* was it there, and not paused, when we last looked? */
+	ShopSender *sender;
+} Outgoing;
 
 static ShopDatabase *my_database;
 
-/* The endpoints there are, in memory that outlives the transaction. */
-static int64 *
-find_endpoints(int *n)
-{
-	static int64 *ids = NULL;
+/* All of them, in memory that outlives the transactions. */
+static Outgoing *outgoing;
+static int n_outgoing;
 
+static Outgoing *
+find_outgoing(int64 endpoint_id)
+{
+	for (int i = 0; i < n_outgoing; i++)
+		if (outgoing[i].endpoint_id == endpoint_id)
+			return &outgoing[i];
+
+	outgoing = outgoing ? repalloc(outgoing, sizeof(Outgoing) * (n_outgoing + 1))
+						: MemoryContextAlloc(TopMemoryContext, sizeof(Outgoing));
+	outgoing[n_outgoing] = (Outgoing){.endpoint_id = endpoint_id};
+	return &outgoing[n_outgoing++];
+}
+
+/* An endpoint that is gone or paused stays until its last answer is recorded. */
+static void
+forget_unlisted(void)
+{
+	int kept = 0;
+
+	for (int i = 0; i < n_outgoing; i++)
+	{
+		Outgoing *out = &outgoing[i];
+
+		if (out->listed || (out->sender && !shop_sender_is_quiet(out->sender)))
+			outgoing[kept++] = *out;
+		else if (out->sender)
+			shop_sender_drop(out->sender);
+	}
+	n_outgoing = kept;
+}
+
+static void
+look_for_endpoints(void)
+{
+	int n;
+
+	for (int i = 0; i < n_outgoing; i++)
+		outgoing[i].listed = false;
 	shop_process_begin("looking for endpoints");
-	*n = (int) shop_query(&list_endpoints, NULL);
-	ids = ids ? realloc(ids, sizeof(int64) * (*n + 1)) : malloc(sizeof(int64) * (*n + 1));
-	if (ids == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	for (int i = 0; i < *n; i++)
-		ids[i] = shop_fetch_int8(i, 1);
+	n = (int) shop_query(&list_endpoints, NULL);
+	for (int i = 0; i < n; i++)
+	{
+		Outgoing *out = find_outgoing(shop_fetch_int8(i, 1));
+
+		out->listed = true;
+		if (out->sender == NULL && !shop_fetch_bool(i, 2))
+			out->sender = shop_sender_make(out->endpoint_id);
+	}
 	shop_process_commit();
-	return ids;
+	forget_unlisted();
 }
 
 static long
-ms_until(TimestampTz time)
+ms_until(TimestampTz time, TimestampTz now)
 {
-	long ms = POLL_MS;
+	if (time <= now)
+		return 0;
+	return time - now >= POLL_MS * INT64CONST(1000) ? POLL_MS : (long) ((time - now) / 1000 + 1);
+}
 
-	if (time < DT_NOEND)
-		ms = (long) Max(0, (time - shop_now()) / 1000 + 1);
-	return Min(ms, POLL_MS);
+static TimestampTz
+call_function(int64 endpoint_id)
+{
+	ShopDelivered batch;
+
+	shop_process_begin("delivering events");
+	batch = shop_deliver_batch(endpoint_id, BATCH, false);
+	shop_process_commit();
+	return batch.more ? DT_NOBEGIN : batch.next_at;
 }
 
 /*
- * A batch to each endpoint in turn.  With more to do this returns at once,
- * so that a backlog hides neither a new endpoint nor a changed setting.
+ * A round looks for endpoints and new events; one is due when a commit has
+ * woken us, when a function has more to do, and every POLL_MS.  In between
+ * there are only answers to be heard.  A round is one batch an endpoint, so
+ * that a backlog hides neither a new endpoint nor a changed setting.
  */
 static long
 relay_cycle(void)
 {
+	static TimestampTz round_at = DT_NOBEGIN;
+	TimestampTz now = GetCurrentTimestamp();
+	bool woken = pg_atomic_exchange_u32(&my_database->wake, 0) != 0;
+	bool round = woken || round_at <= now;
 	TimestampTz next_at = DT_NOEND;
-	bool more = false;
-	int n;
-	int64 *ids;
+	long timeout;
 
-	pg_atomic_write_u32(&my_database->wake, 0);
-	pg_memory_barrier();
-	ids = find_endpoints(&n);
-	for (int i = 0; i < n; i++)
+	if (round)
 	{
-		ShopDelivered batch;
-
-		CHECK_FOR_INTERRUPTS();
-		shop_process_begin("delivering events");
-		batch = shop_deliver_batch(ids[i], BATCH, false);
-		shop_process_commit();
-		more |= batch.more;
-		next_at = Min(next_at, batch.next_at);
+		look_for_endpoints();
+		round_at = TimestampTzPlusMilliseconds(now, POLL_MS);
 	}
+	shop_sink_poll();
+	for (int i = 0; i < n_outgoing; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (outgoing[i].sender)
+			next_at = Min(next_at, shop_sender_run(outgoing[i].sender, round));
+		else if (round)
+			round_at = Min(round_at, call_function(outgoing[i].endpoint_id));
+	}
+	if (!round)
+		forget_unlisted();
 
 	/* A wait for a lock during the cycle may have eaten the latch that went with it. */
-	more |= pg_atomic_read_u32(&my_database->wake) != 0;
-	return more ? 0 : ms_until(next_at);
+	if (pg_atomic_read_u32(&my_database->wake) != 0)
+		return 0;
+	now = GetCurrentTimestamp();
+	timeout = ms_until(Min(next_at, round_at), now);
+	return shop_sink_timeout() >= 0 ? Min(timeout, shop_sink_timeout()) : timeout;
 }
 
 void
@@ -96,5 +168,5 @@ shop_relay_main(Datum arg)
 	if (!shop_try_lock_session(SHOP_LOCK_RELAY, 0))
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another relay is running in this database")));
 	shop_process_commit();
-	shop_process_run(relay_cycle);
+	shop_process_run(relay_cycle, shop_sink_fd);
 }
