@@ -335,6 +335,7 @@ shop_batch_failed(ShopOutlet *outlet, ShopBatch *batch, ShopEvent *failed, char 
 	failed->error = error;
 	batch->last_error = error;
 	outlet->failures++;
+	outlet->tried = true;
 	for (int i = 0; i < batch->n; i++)
 	{
 		ShopEvent *event = batch->events[i];
@@ -351,6 +352,7 @@ shop_batch_delivered(ShopOutlet *outlet, ShopEvent *event)
 {
 	event->state = SHOP_EVENT_DELIVERED;
 	outlet->failures = 0;
+	outlet->tried = true;
 }
 
 /* The delay before try n + 1: doubled each time, up to a limit, give or take half. */
@@ -431,6 +433,17 @@ closed_upto(const ShopOutlet *outlet, const ShopBatch *batch)
 	return closed;
 }
 
+/* A broken endpoint backs off, anew after every probe. */
+static void
+set_retry_at(ShopOutlet *outlet, TimestampTz now)
+{
+	if (outlet->failures < SHOP_BREAKER_FAILURES)
+		outlet->retry_at = DT_NOBEGIN;
+	else if (outlet->tried || outlet->retry_at <= now)
+		outlet->retry_at = back_off(outlet, outlet->failures - SHOP_BREAKER_FAILURES + 1, 0, now);
+	outlet->tried = false;
+}
+
 /*
  * Writes down what became of the batch; returns the events delivered.  With
  * `keep`, what is not done yet stays in the batch, and is noted as being on
@@ -447,7 +460,6 @@ shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz n
 	int nsent = 0;
 	int nretried = 0;
 	int64 delivered = 0;
-	ShopValue retry_at = shop_null();
 
 	for (int i = 0; i < batch->n; i++)
 	{
@@ -466,16 +478,16 @@ shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz n
 	}
 	if (nretried > 0)
 		shop_query(&delete_deliveries, SHOP_VALUES(id, shop_int8_array(retried, nretried)));
-	if (outlet->failures >= SHOP_BREAKER_FAILURES)
-		retry_at = shop_time(back_off(outlet, outlet->failures - SHOP_BREAKER_FAILURES + 1, 0, now));
+	set_retry_at(outlet, now);
 
 	/* Holes close only below what was all seen, just now, and done. */
 	shop_query(&acknowledge,
 		SHOP_VALUES(id, shop_int8_array(done, ndone),
 			shop_int8_or_null(closed_upto(outlet, batch), !outlet->closable || !batch->has_new), shop_int8(delivered),
-			shop_time(now), shop_int4(outlet->failures), retry_at, shop_text(batch->last_error),
-			shop_datum(FullTransactionIdGetDatum(ReadNextFullTransactionId())), shop_int8_array(sent, keep ? nsent : 0),
-			shop_text(batch->pause_reason)));
+			shop_time(now), shop_int4(outlet->failures),
+			(ShopValue){TimestampTzGetDatum(outlet->retry_at), outlet->retry_at == DT_NOBEGIN},
+			shop_text(batch->last_error), shop_datum(FullTransactionIdGetDatum(ReadNextFullTransactionId())),
+			shop_int8_array(sent, keep ? nsent : 0), shop_text(batch->pause_reason)));
 	if (keep)
 		remove_done(batch);
 	return delivered;

@@ -27,6 +27,7 @@ typedef struct ShopOutlet
 	bool ready; /* neither paused nor a copy */
 	bool is_home;
 	int failures;
+	bool tried; /* anything since it was recorded last? */
 	int max_attempts;
 	int backoff_ms;
 	int max_backoff_ms;

@@ -401,7 +401,6 @@ record(ShopSender *sender, TimestampTz now)
 		sender->outlet.ready = false;
 	if (!sender->outlet.ready)
 		forget_untried(window);
-	sender->outlet.retry_at = DT_NOBEGIN;
 	(void) shop_batch_record(&sender->outlet, window, true, now);
 	if (window->pause_reason)
 		pfree(window->pause_reason);
