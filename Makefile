@@ -3,11 +3,11 @@ PG_CONFIG ?= pg_config
 
 # These targets set the machine up or bring their own server, so they must
 # work before PostgreSQL's development files are installed.
-SCRIPTS_TARGETS = setup check demo replay bench storm format help
+SCRIPTS_TARGETS = setup check demo replay bench storm rush format help
 
 ifneq (,$(filter $(SCRIPTS_TARGETS),$(MAKECMDGOALS)))
 
-export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS
+export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS COUPONS USERS
 
 .PHONY: $(SCRIPTS_TARGETS)
 
@@ -22,6 +22,7 @@ help:
 	@echo 'make replay DATA=dir [STREAMS=n] [STOCK=n] [POINTS=n]  place real orders'
 	@echo 'make bench       measure, beside other ways to do the job'
 	@echo 'make storm [SECONDS=n] [CLIENTS=n]  everything at once, then verify()'
+	@echo 'make rush [CLIENTS=n] [COUPONS=n] [USERS=n]  a rush for coupons, checked, then measured'
 	@echo 'make format      format the C sources with clang-format'
 
 setup:
@@ -41,6 +42,9 @@ bench:
 
 storm:
 	@bench/storm
+
+rush:
+	@bench/rush
 
 format:
 	clang-format -i $$(git ls-files 'src/*.c' 'src/*.h')

@@ -2,6 +2,8 @@
 \set ECHO none
 \i sql/setup.inc
 \set ECHO all
+-- A campaign of one slot leaves maintenance nothing to merge
+SET shop.max_stock_slots = 1;
 SET shop.test_clock = '2026-11-20 12:00:00+00';
 CREATE ROLE regress_shop_isolation;
 CREATE FUNCTION public.take(event jsonb) RETURNS void LANGUAGE plpgsql AS $$

@@ -114,6 +114,8 @@ SELECT count(*) AS healthy_after_all FROM shop.verify();
 -- Coupons, reservations, what was paid, cancelled and refunded
 --
 SELECT shop.restock(2, 10), shop.restock(3, 1);
+-- With one slot, so that the cases below can say which
+SET shop.max_stock_slots = 1;
 SELECT shop.create_coupon_campaign('Tenth', 'percent', 10, 3, '2026-11-20', '2026-11-21') AS tenth, shop.create_coupon_campaign('Some', 'fixed', 500, 9, '2026-11-20', '2026-11-21') AS some;
 SELECT coupon_id FROM shop.issue_coupon(1, 1);
 SELECT coupon_id FROM shop.issue_coupon(1, 2);

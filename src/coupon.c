@@ -63,11 +63,12 @@ static ShopQuery look = SHOP_QUERY(
 	"       coalesce((SELECT slot FROM shop.coupon_stock"
 	"                  WHERE campaign_id = $1 AND slot <= $3 AND remaining > 0 ORDER BY slot DESC LIMIT 1),"
 	"                (SELECT slot FROM shop.coupon_stock"
-	"                  WHERE campaign_id = $1 AND slot > $3 AND remaining > 0 ORDER BY slot LIMIT 1))"
+	"                  WHERE campaign_id = $1 AND slot > $3 AND remaining > 0 ORDER BY slot LIMIT 1)),"
+	"       coalesce($4 + k.valid_for, k.ends_at)"
 	"  FROM shop.coupon_campaign k"
 	"  LEFT JOIN shop.coupon c ON c.user_id = $2 AND c.campaign_id = k.campaign_id"
 	" WHERE k.campaign_id = $1",
-	INT8OID, INT8OID, INT4OID);
+	INT8OID, INT8OID, INT4OID, TIMESTAMPTZOID);
 
 static ShopQuery find_issued = SHOP_QUERY("SELECT coupon_id, campaign_id, expires_at FROM shop.coupon"
 										  " WHERE user_id = $1 AND idempotency_key = $2",
@@ -75,11 +76,8 @@ static ShopQuery find_issued = SHOP_QUERY("SELECT coupon_id, campaign_id, expire
 
 static ShopQuery insert_coupon = SHOP_QUERY(
 	"INSERT INTO shop.coupon (campaign_id, user_id, issued_at, expires_at, idempotency_key)"
-	" SELECT campaign_id, $2, $3, coalesce($3 + valid_for, ends_at), $4"
-	"   FROM shop.coupon_campaign WHERE campaign_id = $1"
-	" ON CONFLICT DO NOTHING"
-	" RETURNING coupon_id, expires_at",
-	INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID);
+	" VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING RETURNING coupon_id",
+	INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID);
 
 static ShopQuery read_coupon = SHOP_QUERY(
 	"SELECT c.order_id, c.expires_at, k.discount_type = 'percent', k.discount_value, k.min_subtotal, k.max_discount"
@@ -206,7 +204,9 @@ create_campaign(FunctionCallInfo fcinfo, const char *key)
 		return campaign_id;
 	}
 	campaign_id = shop_fetch_int8(0, 1);
-	shop_slots_open(&slots, campaign_id, PG_GETARG_INT64(3));
+	/* A rush may last no longer than slots take to split, so they are there from the start. */
+	shop_slots_open(
+		&slots, campaign_id, PG_GETARG_INT64(3), (int) Min(PG_GETARG_INT64(3), (int64) shop_max_stock_slots));
 	return campaign_id;
 }
 
@@ -253,8 +253,8 @@ sold_out(const IssueCall *call)
 static bool
 look_at_campaign(const IssueCall *call)
 {
-	return shop_query(&look,
-			   SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id), shop_int4(shop_slots_own()))) > 0;
+	return shop_query(&look, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id),
+								 shop_int4(shop_slots_own()), shop_time(call->issued_at))) > 0;
 }
 
 /* What can be refused from one look, without a lock. */
@@ -283,6 +283,7 @@ check_issue(IssueCall *call)
 	if (shop_fetch_isnull(0, 5))
 		return sold_out(call);
 	call->slot = shop_fetch_int4(0, 5);
+	call->expires_at = shop_fetch_time(0, 6);
 	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
 }
 
@@ -323,8 +324,9 @@ emit_issued(const IssueCall *call)
 static void
 issue(IssueCall *call)
 {
-	if (shop_query(&insert_coupon, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id),
-									   shop_time(call->issued_at), shop_text(call->key))) == 0)
+	if (shop_query(
+			&insert_coupon, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id),
+								shop_time(call->issued_at), shop_time(call->expires_at), shop_text(call->key))) == 0)
 	{
 		/* Another call of the user has committed while we waited for it. */
 		if (find_replay(call))
@@ -332,7 +334,6 @@ issue(IssueCall *call)
 		shop_raise(check_issue(call));
 	}
 	call->coupon_id = shop_fetch_int8(0, 1);
-	call->expires_at = shop_fetch_time(0, 2);
 	emit_issued(call);
 	if (!take_one(call))
 		shop_raise(sold_out(call));

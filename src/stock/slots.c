@@ -51,11 +51,13 @@ shop_slots_own(void)
 	return SHOP_BACKEND_NUMBER() % shop_max_stock_slots;
 }
 
-/* Opens slot 0 of a new owner. */
+/* Opens the slots of a new owner, with the units spread evenly over so many. */
 void
-shop_slots_open(ShopSlots *slots, int64 id, int64 units)
+shop_slots_open(ShopSlots *slots, int64 id, int64 units, int spread)
 {
-	shop_query(&slots->insert, SHOP_VALUES(shop_int8(id), shop_int4(0), shop_int8(units)));
+	for (int slot = 0; slot < spread; slot++)
+		shop_query(&slots->insert,
+			SHOP_VALUES(shop_int8(id), shop_int4(slot), shop_int8(units / spread + (slot < units % spread))));
 }
 
 static bool

@@ -69,7 +69,7 @@ typedef struct ShopSlots
 	}
 
 extern int32 shop_slots_own(void);
-extern void shop_slots_open(ShopSlots *slots, int64 id, int64 units);
+extern void shop_slots_open(ShopSlots *slots, int64 id, int64 units, int spread);
 extern bool shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest);
 extern int64 shop_slots_take_waiting(ShopSlots *slots, int64 id, int64 quantity);
 extern int64 shop_slots_merge(ShopSlots *slots, int limit);

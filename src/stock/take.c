@@ -69,7 +69,7 @@ shop_stock_available(int64 product_id, TimestampTz now)
 void
 shop_stock_open(int64 product_id, int64 quantity)
 {
-	shop_slots_open(&slots, product_id, quantity);
+	shop_slots_open(&slots, product_id, quantity, 1);
 }
 
 /* Removes slots that a rush has left empty; returns how many. */
