@@ -132,6 +132,11 @@ static ShopQuery lease_due = SHOP_QUERY("UPDATE shop.delivery SET attempts = att
 										" WHERE endpoint_id = $1 AND event_no = ANY ($2)",
 	INT8OID, INT8ARRAYOID);
 
+/* Nor is a try counted that was not made. */
+static ShopQuery return_lease = SHOP_QUERY("UPDATE shop.delivery SET attempts = attempts - 1, suspect = false"
+										   " WHERE endpoint_id = $1 AND event_no = ANY ($2)",
+	INT8OID, INT8ARRAYOID);
+
 static ShopQuery next_retry = SHOP_QUERY(
 	"SELECT min(next_attempt_at) FROM shop.delivery h WHERE endpoint_id = $1 AND dead_at IS NULL"
 	"   AND NOT EXISTS (SELECT FROM shop.delivery b WHERE b.endpoint_id = h.endpoint_id"
@@ -456,9 +461,11 @@ shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz n
 	int64 *done = palloc(sizeof(int64) * Max(batch->n, 1));
 	int64 *sent = palloc(sizeof(int64) * Max(batch->n, 1));
 	int64 *retried = palloc(sizeof(int64) * Max(batch->n, 1));
+	int64 *unsent = palloc(sizeof(int64) * Max(batch->n, 1));
 	int ndone = 0;
 	int nsent = 0;
 	int nretried = 0;
+	int nunsent = 0;
 	int64 delivered = 0;
 
 	for (int i = 0; i < batch->n; i++)
@@ -475,7 +482,11 @@ shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz n
 			sent[nsent++] = event->event_no;
 		else if (event->state == SHOP_EVENT_DELIVERED)
 			retried[nretried++] = event->event_no;
+		else if (event->state == SHOP_EVENT_FORGOTTEN)
+			unsent[nunsent++] = event->event_no;
 	}
+	if (nunsent > 0)
+		shop_query(&return_lease, SHOP_VALUES(id, shop_int8_array(unsent, nunsent)));
 	if (nretried > 0)
 		shop_query(&delete_deliveries, SHOP_VALUES(id, shop_int8_array(retried, nretried)));
 	set_retry_at(outlet, now);

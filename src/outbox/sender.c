@@ -373,7 +373,6 @@ load(ShopSender *sender, TimestampTz now)
 	int room = sender->max_requests * sender->max_messages * WINDOW_FACTOR - unfinished(&sender->window);
 	int before = sender->window.n;
 
-	sender->window.has_new = false;
 	if (room <= 0 || sender->outlet.retry_at > now ||
 		(sender->outlet.failures >= SHOP_BREAKER_FAILURES && unfinished(&sender->window) > 0))
 		return false;
@@ -431,6 +430,7 @@ run_transaction(ShopSender *sender)
 	bool loaded = false;
 
 	shop_process_begin("delivering events");
+	sender->window.has_new = false;
 	if (!lock_outlet(sender))
 		wait_or_give_up(sender, now);
 	else
