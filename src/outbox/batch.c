@@ -145,11 +145,11 @@ static ShopQuery next_retry = SHOP_QUERY(
 
 static ShopQuery put_delivery = SHOP_QUERY(
 	"INSERT INTO shop.delivery AS d (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at,"
-	"                                last_error, dead_at)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+	"                                last_error, dead_at, suspect)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 	" ON CONFLICT (endpoint_id, event_no) DO UPDATE"
-	"   SET attempts = $5, next_attempt_at = $6, last_error = $7, dead_at = $8, suspect = false",
-	INT8OID, INT8OID, UUIDOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID);
+	"   SET attempts = $5, next_attempt_at = $6, last_error = $7, dead_at = $8, suspect = $9",
+	INT8OID, INT8OID, UUIDOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, BOOLOID);
 
 static ShopQuery delete_deliveries = SHOP_QUERY(
 	"DELETE FROM shop.delivery WHERE endpoint_id = $1 AND event_no = ANY ($2)", INT8OID, INT8ARRAYOID);

@@ -144,6 +144,7 @@ take_answer(ShopSender *sender, ShopEvent *event, int n, const ShopAnswer *answe
 	char *error = MemoryContextStrdup(sender->context, answer->error);
 
 	event->retry_after_ms = answer->retry_after_ms;
+	event->suspect = answer->sender_died;
 	if (answer->verdict == SHOP_TAKEN)
 		shop_batch_delivered(&sender->outlet, event);
 	else if (answer->verdict == SHOP_MISCONFIGURED)
@@ -251,7 +252,7 @@ send_request(ShopSender *sender, Request *request)
 		strlcpy(messages[i].id, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&event->id))),
 			sizeof(messages[i].id));
 		messages[i].key = event->key;
-		messages[i].json = JsonbToCString(NULL, &DatumGetJsonbP(event->event)->root, 0);
+		messages[i].event = DatumGetJsonbP(event->event);
 		messages[i].traceparent = event->traceparent;
 	}
 	sender->requests++;

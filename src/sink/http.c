@@ -2,8 +2,7 @@
  * http.c
  *		Sends events to http:// and https:// endpoints with libcurl.
  *
- * One multi handle carries the requests of all endpoints; its sockets are in
- * an epoll set that the relay waits for beside its latch.  A message is a
+ * One multi handle carries the requests of all endpoints.  A message is a
  * CloudEvents 1.0 JSON body with Standard Webhooks headers.
  *
  * libcurl is given no chance to hurt the server: signals are blocked while it
@@ -20,14 +19,12 @@
 
 #include <curl/curl.h>
 #include <signal.h>
-#include <sys/epoll.h>
-#include <unistd.h>
 
 #include "error.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "sink/hosts.h"
-#include "storage/ipc.h"
+#include "sink/poll.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
@@ -64,7 +61,6 @@ typedef struct Transfer
 } Transfer;
 
 static CURLM *multi;
-static int epoll_fd = -1;
 static TimestampTz timer_at = DT_NOEND;
 
 static void
@@ -94,34 +90,32 @@ unblock_signals(void)
 	pthread_sigmask(SIG_SETMASK, &saved_mask, NULL);
 }
 
-/* The last thing a relay does: exit handlers must not run beside foreign threads. */
-static void
-leave(int code, Datum arg)
-{
-	(void) arg;
-	_exit(code);
-}
-
 /*
  * The multi handle
  */
 
+static void
+act_on_socket(int fd, bool in, bool out, bool error, void *arg)
+{
+	int running;
+
+	(void) arg;
+	block_signals();
+	curl_multi_socket_action(multi, fd,
+		(in ? CURL_CSELECT_IN : 0) | (out ? CURL_CSELECT_OUT : 0) | (error ? CURL_CSELECT_ERR : 0), &running);
+	unblock_signals();
+}
+
 static int
 watch_socket(CURL *handle, curl_socket_t fd, int what, void *arg, void *known)
 {
-	struct epoll_event event = {.data = {.fd = fd}};
-
 	(void) handle;
 	(void) arg;
+	(void) known;
 	if (what == CURL_POLL_REMOVE)
-	{
-		(void) epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, NULL);
-		return 0;
-	}
-	event.events = (what & CURL_POLL_IN ? EPOLLIN : 0) | (what & CURL_POLL_OUT ? EPOLLOUT : 0);
-	if (known == NULL || epoll_ctl(epoll_fd, EPOLL_CTL_MOD, fd, &event) != 0)
-		(void) epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event);
-	curl_multi_assign(multi, fd, &epoll_fd);
+		shop_poll_forget(fd);
+	else
+		(void) shop_poll_watch(fd, what & CURL_POLL_IN, what & CURL_POLL_OUT, act_on_socket, NULL);
 	return 0;
 }
 
@@ -140,25 +134,19 @@ start_curl(void)
 {
 	if (multi != NULL)
 		return;
-	on_proc_exit(leave, (Datum) 0);
+	shop_poll_start();
 	block_signals();
 	if (curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK)
 		multi = curl_multi_init();
 	unblock_signals();
-	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (multi == NULL || epoll_fd < 0)
+	if (multi == NULL)
 		ereport(ERROR, (errcode(ERRCODE_SYSTEM_ERROR), errmsg("could not start libcurl")));
 	curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, watch_socket);
 	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, set_timer);
 	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, 256L);
 }
 
-int
-shop_http_fd(void)
-{
-	return epoll_fd;
-}
-
+/* ms until libcurl wants to be called, or -1. */
 long
 shop_http_timeout(void)
 {
@@ -242,32 +230,23 @@ finish(Transfer *transfer, CURLcode result)
 	transfer->connection->answered(request, &answer);
 }
 
-/* Lets libcurl work on its sockets and its clock, and hands out what has come to an end. */
+/* Lets libcurl look at its clock, and hands out what has come to an end. */
 void
 shop_http_poll(void)
 {
-	struct epoll_event events[64];
 	CURLMsg *message;
 	int running;
 	int left;
-	int n;
 
 	if (multi == NULL)
 		return;
-	block_signals();
-	n = epoll_wait(epoll_fd, events, lengthof(events), 0);
-	for (int i = 0; i < n; i++)
-		curl_multi_socket_action(multi, events[i].data.fd,
-			(events[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) | (events[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
-				(events[i].events & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR : 0),
-			&running);
 	if (shop_http_timeout() == 0)
 	{
 		timer_at = DT_NOEND;
+		block_signals();
 		curl_multi_socket_action(multi, CURL_SOCKET_TIMEOUT, 0, &running);
+		unblock_signals();
 	}
-	unblock_signals();
-
 	while ((message = curl_multi_info_read(multi, &left)) != NULL)
 	{
 		Transfer *transfer;
@@ -403,12 +382,12 @@ make_body(const Connection *connection, const ShopMessage *messages, int n)
 	StringInfoData buf;
 
 	if (connection->max_messages == 1)
-		return pstrdup(messages[0].json);
+		return JsonbToCString(NULL, &messages[0].event->root, 0);
 	initStringInfo(&buf);
 	for (int i = 0; i < n; i++)
 	{
 		appendStringInfoChar(&buf, i == 0 ? '[' : ',');
-		appendStringInfoString(&buf, messages[i].json);
+		(void) JsonbToCString(&buf, &messages[i].event->root, 0);
 	}
 	appendStringInfoChar(&buf, ']');
 	return buf.data;

@@ -7,12 +7,16 @@
 #include "sink/sink.h"
 
 #include "error.h"
+#include "sink/poll.h"
 
 static const ShopSink *const sinks[] = {
 	&shop_sink_function,
 #ifndef SHOP_WITHOUT_CURL
 	&shop_sink_http,
 	&shop_sink_https,
+#endif
+#ifndef SHOP_WITHOUT_KAFKA
+	&shop_sink_kafka,
 #endif
 };
 
@@ -41,39 +45,47 @@ shop_sink_of(const char *url)
 	shop_reject("url", "must start with function:, http://, https:// or kafka://");
 }
 
-#ifdef SHOP_WITHOUT_CURL
 int
 shop_sink_fd(void)
 {
+#ifdef SHOP_WITHOUT_REMOTE
 	return -1;
-}
-
-long
-shop_sink_timeout(void)
-{
-	return -1;
-}
-
-void
-shop_sink_poll(void)
-{
-}
 #else
-int
-shop_sink_fd(void)
+	return shop_poll_fd();
+#endif
+}
+
+/* The sooner of two, where -1 is never. */
+static pg_attribute_unused() long
+sooner(long a, long b)
 {
-	return shop_http_fd();
+	return a < 0 ? b : b < 0 ? a : Min(a, b);
 }
 
 long
 shop_sink_timeout(void)
 {
-	return shop_http_timeout();
+	long timeout = -1;
+
+#ifndef SHOP_WITHOUT_CURL
+	timeout = sooner(timeout, shop_http_timeout());
+#endif
+#ifndef SHOP_WITHOUT_KAFKA
+	timeout = sooner(timeout, shop_kafka_timeout());
+#endif
+	return timeout;
 }
 
 void
 shop_sink_poll(void)
 {
-	shop_http_poll();
-}
+#ifndef SHOP_WITHOUT_REMOTE
+	shop_poll_run();
 #endif
+#ifndef SHOP_WITHOUT_CURL
+	shop_http_poll();
+#endif
+#ifndef SHOP_WITHOUT_KAFKA
+	shop_kafka_poll();
+#endif
+}

@@ -30,7 +30,7 @@ typedef struct ShopMessage
 {
 	char id[37]; /* of the event, a uuid */
 	const char *key;
-	const char *json;		 /* a CloudEvent */
+	Jsonb *event; /* a CloudEvent */
 	const char *traceparent; /* or NULL */
 } ShopMessage;
 
@@ -47,6 +47,7 @@ typedef struct ShopAnswer
 {
 	ShopVerdict verdict;
 	int retry_after_ms; /* 0: not said */
+	bool sender_died;	/* may the message be what did it? */
 	char error[256];
 } ShopAnswer;
 
@@ -83,6 +84,7 @@ typedef struct ShopSink
 extern const ShopSink shop_sink_function;
 extern const ShopSink shop_sink_http;
 extern const ShopSink shop_sink_https;
+extern const ShopSink shop_sink_kafka;
 
 extern const ShopSink *shop_sink_of(const char *url);
 
@@ -92,9 +94,12 @@ extern long shop_sink_timeout(void); /* ms until poll() wants to be called */
 extern void shop_sink_poll(void);
 
 /* http.c */
-extern int shop_http_fd(void);
 extern long shop_http_timeout(void);
 extern void shop_http_poll(void);
+
+/* kafka.c */
+extern long shop_kafka_timeout(void);
+extern void shop_kafka_poll(void);
 
 /* webhook.c */
 extern void shop_webhook_check_secret(const char *secret);
