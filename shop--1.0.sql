@@ -845,6 +845,8 @@ BEGIN ATOMIC
      WHERE o.order_id IS NULL
         OR (c.coupon_id IS NULL AND o.status <> 'cancelled')
         OR o.status NOT IN ('paid', 'cancelled', 'refunded')
+        OR (o.status = 'cancelled'
+            AND c.expires_at > (SELECT max(created_at) FROM shop.order_change x WHERE x.order_id = o.order_id AND x.kind = 'cancelled'))
     UNION ALL
     SELECT 'order: amounts = sums of its lines', 'order ' || o.order_id,
            jsonb_build_object('status', o.status, 'subtotal', o.subtotal, 'discount', o.discount, 'total', o.total,
@@ -917,6 +919,16 @@ BEGIN ATOMIC
                    FROM shop.point_entry WHERE kind IN ('cancel', 'refund') GROUP BY order_id, user_id, kind) e
      USING (order_id, user_id, kind)
      WHERE c.order_id IS NULL OR c.amount <> coalesce(e.amount, 0) OR c.amount IS DISTINCT FROM c.lines
+    UNION ALL
+    SELECT 'order: a change carries the points it booked, and the balance after it', 'order ' || c.order_id,
+           jsonb_build_object('change_id', c.change_id, 'kind', c.kind, 'amount', c.amount, 'balance', c.balance, 'total', o.total)
+      FROM shop.order_change c
+      JOIN shop.orders o USING (order_id)
+      LEFT JOIN shop.point_entry e
+        ON (e.user_id, e.order_id, e.amount, e.balance, e.created_at) = (c.user_id, c.order_id, c.amount, c.balance, c.created_at)
+     WHERE c.amount <> CASE WHEN c.kind = 'paid' THEN -o.total WHEN c.kind IN ('cancelled', 'refunded') THEN c.amount ELSE 0 END
+        OR (c.balance IS NULL) <> (c.kind = 'expired')
+        OR (c.amount <> 0 AND e.entry_id IS NULL)
     UNION ALL
     SELECT 'outbox: one event a change of an order', 'order ' || coalesce(o.order_id::text, e.aggregateid),
            jsonb_build_object('kind', coalesce(o.kind, e.kind), 'changes', coalesce(o.changes, 0), 'events', coalesce(e.events, 0))

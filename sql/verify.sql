@@ -182,8 +182,9 @@ SELECT * FROM public.broken('UPDATE shop.orders SET coupon_id = NULL WHERE order
 SELECT * FROM public.broken('UPDATE shop.orders SET coupon_id = 77 WHERE order_id = 10');
 SELECT * FROM public.broken($$WITH named AS (UPDATE shop.orders SET coupon_id = 3 WHERE order_id = 6 RETURNING order_id)
     UPDATE shop.coupon SET order_id = (SELECT order_id FROM named) WHERE coupon_id = 3$$);
--- used by a cancelled order is no fault: it may have expired
+-- used by a cancelled order is a fault, unless it had expired by then
 SELECT * FROM public.broken('UPDATE shop.coupon SET order_id = 5 WHERE coupon_id = 3');
+SELECT * FROM public.broken($$UPDATE shop.coupon SET order_id = 5, expires_at = '2000-01-01' WHERE coupon_id = 3$$);
 -- Discounts
 SELECT * FROM public.broken('UPDATE shop.order_line SET discount = discount + 1 WHERE order_id = 12');
 SELECT * FROM public.broken('UPDATE shop.order_line SET discount = 4501 WHERE order_id = 12');

@@ -329,9 +329,17 @@ issue(IssueCall *call)
 								shop_time(call->issued_at), shop_time(call->expires_at), shop_text(call->key))) == 0)
 	{
 		/* Another call of the user has committed while we waited for it. */
+		ShopRefusal refusal;
+
 		if (find_replay(call))
 			return;
-		shop_raise(check_issue(call));
+		refusal = check_issue(call);
+		if (refusal.condition != SHOP_NO_REFUSAL)
+			shop_raise(refusal);
+		ereport(
+			ERROR, (errcode(ERRCODE_UNIQUE_VIOLATION), errmsg("the next coupon_id is taken"),
+					   errdetail("{\"sequence\": \"shop.coupon_coupon_id_seq\"}"),
+					   errhint("Set the sequence above the highest coupon_id; shop.verify() shows which lag behind.")));
 	}
 	call->coupon_id = shop_fetch_int8(0, 1);
 	emit_issued(call);

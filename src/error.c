@@ -208,6 +208,8 @@ shop_raise(ShopRefusal refusal)
 {
 	const ShopError *e = &refusals[refusal.condition];
 
+	if (refusal.condition >= SHOP_NO_REFUSAL)
+		elog(ERROR, "there is nothing to refuse");
 	ereport(ERROR,
 		(errcode(sqlstate_of(e)), errmsg("%s", e->message), errdetail("%s", refusal.detail), errhint("%s", e->hint)));
 }

@@ -10,10 +10,12 @@
  * locked before it.
  *
  * Invariants: balance = sum of the ledger's amounts = balance of the last
- * entry; 0 <= balance <= shop.max_balance as it was at the time.
+ * entry; balance >= 0.  A charge does not take it above shop.max_balance; what
+ * comes back from an order may.
  */
 #include "points.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "common/int.h"
@@ -21,6 +23,7 @@
 #include "idempotency.h"
 #include "outbox/outbox.h"
 #include "query.h"
+#include "subtransaction.h"
 
 static ShopQuery lock_free_account = SHOP_QUERY(
 	"SELECT balance FROM shop.account WHERE user_id = $1 FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
@@ -71,6 +74,27 @@ typedef struct PointCall
 	bool replayed;
 } PointCall;
 
+static bool
+open_account_within(void *arg)
+{
+	shop_query(&open_account, arg);
+	return false;
+}
+
+/*
+ * A REPEATABLE READ caller does not see an account opened since his snapshot;
+ * he would go on under the advisory lock beside others who lock the row.
+ * Trying to open it tells: PostgreSQL raises 40001 for a row he cannot see.
+ */
+static void
+check_no_account(ShopValue *user)
+{
+	ErrorData *error = shop_subtransaction(open_account_within, user);
+
+	if (error)
+		ReThrowError(error);
+}
+
 /*
  * Locks the account of a user, or the user where there is none, and waits if
  * another call of the user is running.
@@ -93,6 +117,8 @@ shop_account_lock(int64 user_id)
 		/* The account may have been opened by the one we wait for here. */
 		shop_lock_xact(SHOP_LOCK_USER, (int32) murmurhash32((uint32) user_id ^ (uint32) (user_id >> 32)));
 		account.exists = shop_query(&lock_account, user) > 0;
+		if (!account.exists && IsolationUsesXactSnapshot())
+			check_no_account(user);
 	}
 	account.balance = account.exists ? shop_fetch_int8(0, 1) : 0;
 	return account;

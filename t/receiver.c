@@ -30,9 +30,11 @@
  *		id of the event
  *		number of the connection
  *
- * separated by tabs, and escaped as COPY does.  A request that brings no event
- * has one line as well.  --record keeps the requests whole: arrival, target,
- * head and body, a line each, escaped the same way.
+ * separated by tabs, and escaped as COPY does.  A request whose events are not
+ * read has one line as well, and its attempts are those of its webhook-id: it is
+ * refused for what it is, or broken off before its end.  --record keeps the
+ * requests whole: arrival, target, head and body, a line each, escaped the same
+ * way.  Attempts are counted in memory, some 300 bytes for each event.
  *
  * The path chooses the fault, so that an endpoint is faulty by its url:
  *
@@ -67,7 +69,7 @@
  *
  * GET /count answers a JSON object.  POST /control takes lines:
  *
- *		fault=TARGET		the fault of /ok from now on; nothing ends it.  As
+ *		fault=TARGET		the fault of /ok from now on, or none.  As
  *							such, hang-connect and reset-accept act on
  *							connections before anything, TLS included, is read.
  *		stop-listening=SECONDS	closes the port and every connection to it
@@ -1716,17 +1718,14 @@ request_refuse(Conn *conn, Request *request)
 	request->close = true;
 	request->keep = false;
 	answer(conn, request, atoi(request->problem), "", request->problem + 4);
-	journal(conn, request, false, outcome);
+	if (!conn->control)
+		journal(conn, request, false, outcome);
 }
 
-/* Chooses the fault of a request, once. */
+/* Chooses whether the fault is one for the request, once. */
 static void
-request_decide(Conn *conn, const Request *request)
+request_decide(Conn *conn, const Request *request, Target *fault)
 {
-	Target *fault = request->path;
-
-	if (fault->kind == FAULT_OK && server.fault != NULL)
-		fault = server.fault;
 	conn->decided = true;
 	if (fault->kind == FAULT_UNKNOWN || (fault->kind != FAULT_OK && fault_strikes(fault, request->id)))
 		conn->fault = fault;
@@ -1734,7 +1733,7 @@ request_decide(Conn *conn, const Request *request)
 
 /* Faults that do not wait for all of the request; true if it ends here. */
 static bool
-request_break(Conn *conn, const Request *request, bool whole)
+request_break(Conn *conn, Request *request)
 {
 	size_t there = conn->in.end - conn->in.start - request->head.length - 2;
 	size_t half = request->chunked ? 1 : request->content_length > 0 ? (request->content_length + 1) / 2 : 0;
@@ -1761,7 +1760,11 @@ request_break(Conn *conn, const Request *request, bool whole)
 		default:
 			return false;
 	}
-	journal(conn, request, whole, fault_names[conn->fault->kind]);
+
+	/* Whether the body has come along must not matter, unless it had to be read. */
+	if (conn->fault->key == NULL)
+		request->checked = NULL;
+	journal(conn, request, conn->fault->key != NULL, fault_names[conn->fault->kind]);
 	return true;
 }
 
@@ -1795,18 +1798,18 @@ request_answer(Conn *conn, Request *request)
 static bool
 request_events_answer(Conn *conn, Request *request, bool whole)
 {
-	bool wants_key;
+	Target *fault = request->path = target_find(request->target);
 
-	request->path = target_find(request->target);
-	wants_key = request->path->key != NULL || (server.fault != NULL && server.fault->key != NULL);
+	if (fault->kind == FAULT_OK && server.fault != NULL)
+		fault = server.fault;
 	if (whole)
 	{
 		request->checked = request_signature(request);
 		request_events(request);
 	}
-	if (!conn->decided && (whole || !wants_key))
-		request_decide(conn, request);
-	if (request_break(conn, request, whole) || !whole)
+	if (!conn->decided && (whole || fault->key == NULL))
+		request_decide(conn, request, fault);
+	if (request_break(conn, request) || !whole)
 		return false;
 	request_answer(conn, request);
 	return true;

@@ -130,7 +130,8 @@ void
 shop_holds_lock_free(ShopReservation *reservations, int n)
 {
 	ShopValue all[2];
-	int *missing = palloc0(sizeof(int) * Max(n, 1));
+	int *locked = palloc0(sizeof(int) * Max(n, 1));
+	int *held = palloc0(sizeof(int) * Max(n, 1));
 	int64 *products;
 	uint64 nproducts;
 	uint64 rows;
@@ -147,13 +148,13 @@ shop_holds_lock_free(ShopReservation *reservations, int n)
 		int64 product_id = shop_fetch_int8(row, 2);
 
 		if (bsearch(&product_id, products, nproducts, sizeof(int64), compare_int64))
-			missing[shop_fetch_int4(row, 1) - 1]--;
+			locked[shop_fetch_int4(row, 1) - 1]++;
 	}
 	rows = shop_query(&count_holds, all);
 	for (uint64 row = 0; row < rows; row++)
-		missing[shop_fetch_int4(row, 1) - 1] += shop_fetch_int4(row, 2);
+		held[shop_fetch_int4(row, 1) - 1] = shop_fetch_int4(row, 2);
 	for (int i = 0; i < n; i++)
-		reservations[i].free = missing[i] == 0;
+		reservations[i].free = held[i] > 0 && locked[i] == held[i];
 }
 
 /* What the free ones hold between them, by product; returns how many products. */
