@@ -13,7 +13,7 @@ export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS COUPONS USERS
 
 help:
 	@echo 'make             build the extension'
-	@echo '                 WITHOUT_CURL=1: without http(s):// endpoints'
+	@echo '                 WITHOUT_CURL=1, WITHOUT_KAFKA=1: without http(s)://, kafka:// endpoints'
 	@echo 'make install     install it into the PostgreSQL of PG_CONFIG'
 	@echo 'make installcheck  run the SQL and isolation tests on a running server'
 	@echo 'make setup       install the Debian packages that building and testing need'
@@ -54,7 +54,7 @@ else
 EXTENSION   = shop
 MODULE_big  = shop
 DATA        = shop--1.0.sql
-OBJS        = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
+OBJS        = $(patsubst %.c,%.o,$(sort $(filter-out src/kafka/%,$(wildcard src/*.c src/*/*.c))))
 REGRESS     = $(sort $(patsubst sql/%.sql,%,$(wildcard sql/*.sql)))
 ISOLATION   = $(sort $(patsubst specs/%.spec,%,$(wildcard specs/*.spec)))
 REGRESS_OPTS   = --inputdir=. --encoding=UTF8 --no-locale --load-extension=shop
@@ -66,7 +66,13 @@ PG_CPPFLAGS += -DSHOP_WITHOUT_CURL
 else
 SHLIB_LINK += -lcurl
 endif
-EXTRA_CLEAN = output_iso results regression.diffs regression.out
+ifdef WITHOUT_KAFKA
+PG_CPPFLAGS += -DSHOP_WITHOUT_KAFKA
+else
+# A program of its own, because a crash of librdkafka must not be one of the server.
+KAFKA_PROGRAM = src/kafka/shop_kafka
+endif
+EXTRA_CLEAN = src/kafka/shop_kafka output_iso results regression.diffs regression.out
 
 # The work is done by SQL statements; inlining our functions into JIT code
 # would gain nothing, so the bitcode is not built.
@@ -76,5 +82,25 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 $(OBJS): $(wildcard src/*.h src/*/*.h)
+
+ifdef KAFKA_PROGRAM
+all: $(KAFKA_PROGRAM)
+
+$(KAFKA_PROGRAM): $(wildcard src/kafka/*.c src/kafka/*.h)
+	$(CC) -std=gnu99 -O2 -g -Wall -Wextra $(EXTRA_CFLAGS) -o $@ $(wildcard src/kafka/*.c) -lrdkafka -lpthread
+
+install: install-kafka-program
+
+install-kafka-program: $(KAFKA_PROGRAM)
+	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
+	$(INSTALL_PROGRAM) $< '$(DESTDIR)$(pkglibdir)'
+
+uninstall: uninstall-kafka-program
+
+uninstall-kafka-program:
+	rm -f '$(DESTDIR)$(pkglibdir)/shop_kafka'
+
+.PHONY: install-kafka-program uninstall-kafka-program
+endif
 
 endif

@@ -590,10 +590,10 @@ COMMENT ON FUNCTION shop.is_home(bigint, oid) IS
 
 CREATE VIEW shop.endpoints AS
     SELECT e.name, e.url, e.types,
-           -- A header may be a password.
-           CASE WHEN e.options->'headers' IS NULL THEN e.options
-                ELSE jsonb_set(e.options, '{headers}', (SELECT coalesce(jsonb_object_agg(k, '***'), '{}')
-                                                        FROM jsonb_object_keys(e.options->'headers') k)) END AS options,
+           -- A header may be a password, a setting of Kafka too.
+           e.options || coalesce((SELECT jsonb_object_agg(o.key, (SELECT coalesce(jsonb_object_agg(k, '***'), '{}')
+                                                                   FROM jsonb_object_keys(o.value) k))
+                                  FROM jsonb_each(e.options) o WHERE o.key IN ('headers', 'kafka')), '{}') AS options,
            e.secret IS NOT NULL AS signed, e.run_as,
            CASE WHEN e.paused OR NOT h.is_home THEN 'paused'
                 WHEN e.failures > 0 THEN 'failing'

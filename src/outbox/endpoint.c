@@ -241,6 +241,25 @@ check_headers(const JsonbValue *object)
 	}
 }
 
+/* Settings of librdkafka; the program that has them checks them. */
+static void
+check_kafka_settings(const JsonbValue *object)
+{
+	JsonbIterator *it;
+	JsonbValue value;
+
+	if (object->type != jbvBinary || !JsonContainerIsObject(object->val.binary.data))
+		shop_reject("options", "must have an object as kafka");
+	it = JsonbIteratorInit(object->val.binary.data);
+	(void) JsonbIteratorNext(&it, &value, false);
+	while (JsonbIteratorNext(&it, &value, true) == WJB_KEY)
+	{
+		(void) JsonbIteratorNext(&it, &value, true);
+		if (value.type != jbvString && value.type != jbvNumeric && value.type != jbvBool)
+			shop_reject("options", "must have strings, numbers and booleans as settings of kafka");
+	}
+}
+
 /* A file that the server may read; only those who may do so anyway may name it. */
 static void
 check_ca_file(const JsonbValue *value)
@@ -290,11 +309,13 @@ check_options(Jsonb *options)
 		else if (strcmp(key, "timeout") == 0)
 			check_int_option(key, &value, 60 * 60 * 1000);
 		else if (strcmp(key, "in_flight") == 0)
-			check_int_option(key, &value, 256);
+			check_int_option(key, &value, 10000);
 		else if (strcmp(key, "batch") == 0)
 			check_int_option(key, &value, 1000);
 		else if (strcmp(key, "headers") == 0)
 			check_headers(&value);
+		else if (strcmp(key, "kafka") == 0)
+			check_kafka_settings(&value);
 		else if (strcmp(key, "ca_file") == 0)
 			check_ca_file(&value);
 		else

@@ -31,6 +31,7 @@
 #define MAX_ANSWER (64 * 1024)
 #define MAX_CONNECT_MS 3000
 #define DEFAULT_REQUESTS 16
+#define MAX_REQUESTS 256
 #define MAX_RETRY_AFTER_S (24 * 60 * 60)
 
 /* An endpoint that is being sent to. */
@@ -356,7 +357,7 @@ open_http(const ShopEndpoint *endpoint, ShopAnswered answered)
 	connection->secret = endpoint->secret ? pstrdup(endpoint->secret) : NULL;
 	connection->ca_file = text_option(endpoint->options, "ca_file");
 	connection->timeout_ms = endpoint->timeout_ms;
-	connection->max_requests = int_option(endpoint->options, "in_flight", DEFAULT_REQUESTS);
+	connection->max_requests = Min(int_option(endpoint->options, "in_flight", DEFAULT_REQUESTS), MAX_REQUESTS);
 	connection->max_messages = int_option(endpoint->options, "batch", 1);
 	connection->headers = header_option(endpoint->options);
 	connection->answered = answered;

@@ -56,8 +56,7 @@ shop_sink_fd(void)
 }
 
 /* The sooner of two, where -1 is never. */
-static pg_attribute_unused() long
-sooner(long a, long b)
+static pg_attribute_unused() long sooner(long a, long b)
 {
 	return a < 0 ? b : b < 0 ? a : Min(a, b);
 }

@@ -30,7 +30,7 @@ typedef struct ShopMessage
 {
 	char id[37]; /* of the event, a uuid */
 	const char *key;
-	Jsonb *event; /* a CloudEvent */
+	Jsonb *event;			 /* a CloudEvent */
 	const char *traceparent; /* or NULL */
 } ShopMessage;
 

@@ -1,0 +1,551 @@
+# What an HTTP endpoint gets when nothing is wrong: each event once, soon, in
+# order, as CloudEvents with signatures; and what nobody gets: the secrets.
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use Digest::SHA qw(hmac_sha256);
+use JSON::PP;
+use MIME::Base64 qw(decode_base64 encode_base64);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Receiver;
+use ShopTest;
+use Test::More;
+use Time::HiRes qw(time);
+
+plan skip_all => 'needs a C compiler and the headers of OpenSSL'
+  if system('echo "#include <openssl/ssl.h>" | ${CC:-cc} -E - >/dev/null 2>&1') != 0;
+
+my $node = new_server('http', settings => [ 'log_statement = none', 'log_min_messages = debug1', 'log_error_verbosity = verbose' ]);
+$node->start;
+open_shop($node, 'shopdb');
+if (sqlstate_of($node, 'shopdb', q{SELECT shop.create_endpoint('probe', 'http://127.0.0.1:1/', '{none}')}) eq '0A000')
+{
+	$node->stop;
+	plan skip_all => 'this build has no http:// endpoints';
+}
+$node->safe_psql('shopdb', q{SELECT shop.drop_endpoint('probe')});
+workers_run($node, 'shopdb', 10, 'the workers run');
+
+my $secret = 'whsec_' . encode_base64('a secret of the shop and of the receiver', '');
+my $other_secret = 'whsec_' . encode_base64('the one that comes after it, next month', '');
+my $receiver = start_receiver($node, record => 1);
+my $signed = start_receiver($node, secret => $secret, record => 1);
+my $next = start_receiver($node, secret => $other_secret);
+my $session = open_session($node, 'shopdb');
+
+# In a session of its own, which saves a process for each statement.
+sub sql
+{
+	my ($statement) = @_;
+	my $result = in_session($session, $statement);
+
+	die "$statement: $session->{err}" if $session->{err} ne '';
+	return $result;
+}
+
+sub literal
+{
+	my ($text) = @_;
+	return defined $text ? q{'} . $text =~ s/'/''/gr . q{'} : 'NULL';
+}
+
+# Creates an endpoint at a target of the receiver.
+sub endpoint
+{
+	my ($name, $at, $target, %arg) = @_;
+
+	return sql(
+		sprintf 'SELECT state FROM shop.create_endpoint(%s, %s, %s, %s, %s)',
+		map { literal($_) } $name, $at->url($target), $arg{types} // '{*}', $arg{secret},
+		encode_json($arg{options} // {}));
+}
+
+sub emit
+{
+	my ($type, $key, $payload, $priority) = @_;
+
+	return sql(sprintf q{SELECT shop.emit_event(%s, 'test', %s, %s, %d)},
+		literal($type), literal($key), literal($payload // '{}'), $priority // 0);
+}
+
+# What has been taken at a target, in order.
+sub taken
+{
+	my ($at, $target) = @_;
+	return grep { $_->{target} eq $target && $_->{taken} } $at->journal;
+}
+
+# A test that passes if so many different events arrive there.
+sub arrive
+{
+	my ($at, $target, $n, $name) = @_;
+	my $count = sub { my %ids = map { $_->{id} => 1 } taken($at, $target); return scalar keys %ids; };
+	my $start = time;
+
+	$at->await(20, sub { $count->() >= $n });
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is($count->(), $n, sprintf '%s (%.1f s)', $name, time - $start);
+}
+
+# The requests to a target, whole.
+sub requests
+{
+	my ($at, $target) = @_;
+	return grep { $_->{target} eq $target } $at->requests;
+}
+
+# The relay has looked at all endpoints after this.
+sub relay_goes_by
+{
+	my $event = emit('round', 'round');
+
+	$receiver->await(20, sub { grep { $_->{id} eq $event } taken($receiver, '/ok/round') }) or die 'no round';
+	return;
+}
+
+# A test that passes if these events have arrived there, each once, with those
+# of each key in order.
+sub complete
+{
+	my ($at, $target, $type, $name) = @_;
+	my $wanted = decode_json(
+		sql(
+			sprintf q{SELECT json_object_agg(key, ids)
+			            FROM (SELECT aggregateid AS key, json_agg(id ORDER BY event_no) AS ids
+			                    FROM shop.outbox WHERE type LIKE %s GROUP BY 1) k}, literal($type)));
+	my %got;
+
+	push @{ $got{ $_->{subject} } }, $_->{id} for taken($at, $target);
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is_deeply(\%got, $wanted, $name);
+}
+
+endpoint('round', $receiver, '/ok/round', types => '{round}');
+
+#
+# One event
+#
+
+endpoint('one', $receiver, '/ok/one', types => '{one.*}');
+my $payload = q{{"text": "a \"b\" \\\\ é ☃ 😀\n", "number": 12345678901234567890.50, "list": [1, null, true, {}]}};
+my $id = emit('one.a', 'key', $payload);
+arrive($receiver, '/ok/one', 1, 'an event arrives');
+my ($request) = requests($receiver, '/ok/one');
+is($request->{method}, 'POST', 'it is posted');
+utf8::decode(my $body = $request->{body});
+is( value(
+		$node, 'shopdb', sprintf q{
+		SELECT %s::jsonb = jsonb_build_object(
+		           'specversion', '1.0', 'id', id, 'source', '/shop/shopdb', 'type', type, 'subject', aggregateid,
+		           'time', to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+		           'datacontenttype', 'application/json', 'aggregatetype', aggregatetype, 'data', payload)
+		  FROM shop.outbox WHERE id = %s}, literal($request->{body}), literal($id)),
+	't', 'the body is a CloudEvent with all that the outbox has') or diag($body);
+like($body, qr/12345678901234567890\.50/, 'its numbers are what they were');
+like($body, qr/\x{e9} \x{2603} \x{1f600}/, 'its characters too');
+my $headers = $request->{headers};
+like($headers->{'content-type'}, qr{^application/cloudevents\+json(; ?charset=utf-8)?$}i, 'the content type is that of an event');
+is($headers->{'webhook-id'}, $id, 'the message has the id of the event');
+cmp_ok(abs($headers->{'webhook-timestamp'} - time), '<', 60, 'and a time, in seconds');
+ok(!exists $headers->{'webhook-signature'}, 'without a secret there is no signature');
+ok(!exists $headers->{traceparent}, 'and no trace');
+ok(!exists $headers->{expect}, 'it does not wait to be asked for the body');
+like($headers->{'user-agent'}, qr{^shop/1\.0}, 'it says who sends it');
+is($headers->{'content-length'}, length $request->{body}, 'and how much');
+
+my $order = order($node, 'shopdb', 3, 7);
+endpoint('orders', $receiver, '/ok/orders', types => '{order.*}');
+$order = order($node, 'shopdb', 4, 7);
+arrive($receiver, '/ok/orders', 1, 'an order arrives, and none from before the endpoint was made');
+my ($entry) = taken($receiver, '/ok/orders');
+is("$entry->{type} $entry->{subject}", "order.paid $order", 'with its number as subject');
+my $event = decode_json((requests($receiver, '/ok/orders'))[0]{body});
+is($event->{aggregatetype}, 'order', 'and with what it is of');
+like($event->{time}, qr/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'the time is in UTC with six decimals');
+
+my $key = qq{a "b"\t\\c\n\x{e9}};
+utf8::encode(my $encoded = $key);
+emit('one.b', $encoded);
+arrive($receiver, '/ok/one', 2, 'a key may have any characters');
+is((taken($receiver, '/ok/one'))[1]{subject}, $key, 'which it keeps');
+
+sql(q{SELECT shop.emit_event('one.c', 'test', 'key', jsonb_build_object('x', repeat('0123456789', 30000)))});
+arrive($receiver, '/ok/one', 3, 'an event may be big');
+like((requests($receiver, '/ok/one'))[2]{body}, qr/"(?:0123456789){30000}"/, 'nothing of it is missing');
+
+sql(q{BEGIN; SELECT shop.emit_event('one.d', 'test', 'key', '{}'); ROLLBACK;
+	  BEGIN; SAVEPOINT s; SELECT shop.emit_event('one.e', 'test', 'key', '{}'); ROLLBACK TO s; COMMIT});
+for (1 .. 20)
+{
+	emit('one.f', "key $_");
+	$receiver->await(20, sub { taken($receiver, '/ok/one') == 3 + $_ }) or last;
+}
+complete($receiver, '/ok/one', 'one.%', 'what is committed arrives once, in order; what is rolled back does not');
+my %sent_at = map { $_->{id} => $_->{time} } taken($receiver, '/ok/one');
+my @delays = sort { $a <=> $b } map { my ($n, $at) = split /\|/; $sent_at{$n} - $at } split /\n/,
+  sql(q{SELECT id, extract(epoch FROM created_at) * 1000000 FROM shop.outbox WHERE type = 'one.f'});
+cmp_ok($delays[10], '<', 200_000, sprintf 'each at once: half of them within %.1f ms', $delays[10] / 1000);
+is(keys %{ { map { $_->{connection} => 1 } taken($receiver, '/ok/one') } }, 1, 'all of them on one connection');
+is( value($node, 'shopdb', q{SELECT state, delivered_total, last_error IS NULL FROM shop.endpoints WHERE name = 'one'}),
+	'active|23|t', 'and counted');
+
+# The body is UTF-8, whatever the database is in.
+$node->safe_psql('postgres', q{CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0});
+$node->safe_psql(
+	'latin', sprintf q{
+	SET client_encoding = 'UTF8';
+	CREATE EXTENSION shop;
+	SELECT shop.create_endpoint('latin', %s, secret => %s);
+	SELECT shop.emit_event('test.latin', 'test', 'Zoé', '{"name": "é"}');
+}, literal($signed->url('/ok/latin')), literal($secret));
+arrive($signed, '/ok/latin', 1, 'an event of a database in another encoding arrives');
+($entry) = taken($signed, '/ok/latin');
+is($entry && $entry->{subject}, "Zo\x{e9}", 'and is the same in UTF-8');
+is($entry && $entry->{signature}, 'ok', 'signed as it was sent');
+$node->safe_psql('postgres', 'DROP DATABASE latin');
+
+#
+# Signatures
+#
+
+# Of one secret, as the standard has it.
+sub signature
+{
+	my ($whsec, $sent) = @_;
+	my $content = join '.', $sent->{headers}{'webhook-id'}, $sent->{headers}{'webhook-timestamp'}, $sent->{body};
+
+	return 'v1,' . encode_base64(hmac_sha256($content, decode_base64($whsec =~ s/^whsec_//r)), '');
+}
+
+endpoint('signed', $signed, '/ok/signed', types => '{sign.a}', secret => $secret);
+emit('sign.a', "key $_", qq({"name": "caf\xc3\xa9 $_"})) for 1 .. 5;
+arrive($signed, '/ok/signed', 5, 'signed events arrive');
+is_deeply([ map { $_->{signature} } taken($signed, '/ok/signed') ], [ ('ok') x 5 ], 'the receiver finds the signatures good');
+is_deeply(
+	[ map { $_->{headers}{'webhook-signature'} } requests($signed, '/ok/signed') ],
+	[ map { signature($secret, $_) } requests($signed, '/ok/signed') ],
+	'they are those of the one secret');
+
+endpoint('rotating', $signed, '/ok/both', types => '{sign.b}', secret => "$secret $other_secret");
+endpoint('rotated', $next, '/ok/both', types => '{sign.b}', secret => "$secret $other_secret");
+emit('sign.b', 'key');
+arrive($signed, '/ok/both', 1, 'with two secrets, a receiver that knows the old one takes it');
+arrive($next, '/ok/both', 1, 'so does one that knows the new one');
+($request) = requests($signed, '/ok/both');
+is( $request->{headers}{'webhook-signature'},
+	signature($secret, $request) . ' ' . signature($other_secret, $request),
+	'there is a signature of each');
+is(value($node, 'shopdb', q{SELECT bool_and(signed) FROM shop.endpoints WHERE name IN ('signed', 'rotating')}), 't',
+	'shop.endpoints says that they are signed');
+
+# A secret that the receiver does not know, until it is replaced.
+endpoint('wrong', $signed, '/ok/wrong', types => '{sign.c}', secret => $other_secret);
+emit('sign.c', 'key');
+within($node, 'shopdb', 20, q{state = 'paused' AND pause_reason = 'HTTP status 401' FROM shop.endpoints WHERE name = 'wrong'},
+	'a signature that is not good pauses the endpoint');
+sql(sprintf q{UPDATE shop.endpoint SET secret = %s WHERE name = 'wrong'}, literal($secret));
+sql(q{SELECT shop.resume_endpoint('wrong')});
+arrive($signed, '/ok/wrong', 1, 'with another secret the event arrives');
+
+#
+# Which events, and to whom
+#
+
+endpoint('all', $receiver, '/ok/all');
+endpoint('exact', $receiver, '/ok/exact', types => '{which.a}');
+endpoint('prefix', $receiver, '/ok/prefix', types => '{which.*}');
+endpoint('some', $receiver, '/ok/some', types => '{which.b,points.charged,"which._"}');
+endpoint('closed', $receiver, '/ok/closed', types => '{which.*}');
+sql(q{SELECT shop.pause_endpoint('closed')});
+sql(q{SELECT shop.emit_event(type, 'test', 'key ' || n % 3, '{}')
+        FROM generate_series(1, 10) n, unnest('{which.a,which.b,which,whichever,which.a.c}'::text[]) type});
+sql('SELECT shop.charge_points(1, 10)');
+arrive($receiver, '/ok/all', 51, 'an endpoint for all types gets all');
+arrive($receiver, '/ok/exact', 10, 'an endpoint for a type gets that');
+arrive($receiver, '/ok/prefix', 30, 'an endpoint for types that begin so gets those');
+arrive($receiver, '/ok/some', 11, 'an endpoint for some types gets those');
+is_deeply([ sort keys %{ { map { $_->{type} => 1 } taken($receiver, '/ok/some') } } ], [ 'points.charged', 'which.b' ], 'and no other');
+complete($receiver, '/ok/prefix', 'which.%', 'in order');
+is(scalar taken($receiver, '/ok/closed'), 0, 'an endpoint that is paused gets nothing');
+sql(q{SELECT shop.resume_endpoint('closed')});
+arrive($receiver, '/ok/closed', 30, 'but all of it when it goes on');
+within(
+	$node, 'shopdb', 10,
+	q{string_agg(name || ' ' || delivered_total, ', ' ORDER BY name) = 'all 51, closed 30, exact 10, prefix 30, some 11'
+	   FROM shop.endpoints WHERE name IN ('all', 'closed', 'exact', 'prefix', 'some')},
+	'each has its own count');
+sql(q{SELECT shop.drop_endpoint('all')});
+
+endpoint('late', $receiver, '/ok/late', types => '{which.*,late}', options => { from_start => JSON::PP::true });
+endpoint('now', $receiver, '/ok/now', types => '{which.*,late}');
+emit('late', 'key');
+arrive($receiver, '/ok/late', 31, 'with from_start an endpoint gets what was there before it');
+arrive($receiver, '/ok/now', 1, 'without, what comes');
+is((taken($receiver, '/ok/late'))[-1]{type}, 'late', 'the old before the new');
+
+#
+# Options
+#
+
+my $password = 'Bearer p4ssw0rd-of-the-platform';
+endpoint('headers', $receiver, '/ok/headers', types => '{header}',
+	options => { headers => { 'Authorization' => $password, 'X-Shop' => 'one; two="3"', 'X-Empty' => '', 'User-Agent' => 'us' } });
+emit('header', 'key');
+arrive($receiver, '/ok/headers', 1, 'an event arrives with headers of its own');
+$headers = (requests($receiver, '/ok/headers'))[0]{headers};
+is($headers->{authorization}, $password, 'as they were given');
+is($headers->{'x-shop'}, 'one; two="3"', 'whatever is in them');
+is($headers->{'x-empty'}, '', 'or if nothing is');
+is($headers->{'user-agent'}, 'us', 'even one that there is anyway');
+for my $bad ('Host', 'content-type', 'Webhook-Signature', 'traceparent', 'Transfer-Encoding', 'a b', "a\nb", '')
+{
+	(my $name = $bad) =~ s/\n/\\n/;
+	is(sqlstate_of($node, 'shopdb',
+			sprintf 'SELECT shop.create_endpoint(%s, %s, options => %s)',
+			map { literal($_) } 'bad', $receiver->url, encode_json({ headers => { $bad => 'x' } })),
+		'22023', "but not one called '$name'");
+}
+is(sqlstate_of($node, 'shopdb', sprintf 'SELECT shop.create_endpoint(%s, %s, options => %s)',
+		map { literal($_) } 'bad', $receiver->url, encode_json({ headers => { 'X-A' => "x\r\nX-B: y" } })),
+	'22023', 'nor one that is two');
+
+endpoint('few', $receiver, '/delay?ms=20&few', types => '{few}', options => { in_flight => 3 });
+sql(q{SELECT shop.emit_event('few', 'test', 'key ' || n, '{}') FROM generate_series(1, 60) n});
+arrive($receiver, '/delay?ms=20&few', 60, 'many events arrive at once');
+my $connections = keys %{ { map { $_->{connection} => 1 } taken($receiver, '/delay?ms=20&few') } };
+ok($connections > 1 && $connections <= 3, "on $connections connections, no more than the options allow");
+
+endpoint('batch', $signed, '/ok/batch', types => '{batch}', secret => $secret, options => { batch => 20 });
+sql(q{SELECT shop.pause_endpoint('batch')});
+sql(q{SELECT shop.emit_event('batch', 'test', 'key ' || n % 7, jsonb_build_object('n', n)) FROM generate_series(1, 205) n});
+sql(q{SELECT shop.resume_endpoint('batch')});
+arrive($signed, '/ok/batch', 205, 'batches arrive');
+complete($signed, '/ok/batch', 'batch', 'with each event once, in order');
+my @batches = requests($signed, '/ok/batch');
+my @sizes = map { scalar @{ decode_json($_->{body}) } } @batches;
+ok(!(grep { $_ > 20 } @sizes), 'none is bigger than the options allow');
+cmp_ok(scalar @sizes, '<', 30, "there are few of them: @sizes");
+like($_, qr{^application/cloudevents-batch\+json}, 'the content type is that of a batch') for $batches[0]{headers}{'content-type'};
+is(keys %{ { map { $_->{headers}{'webhook-id'} => 1 } @batches } }, scalar @batches, 'each has an id of its own');
+ok(!(grep { $_->{signature} ne 'ok' } taken($signed, '/ok/batch')), 'and a good signature');
+emit('batch', 'key');
+arrive($signed, '/ok/batch', 206, 'a single event arrives');
+is(ref decode_json((requests($signed, '/ok/batch'))[-1]{body}), 'ARRAY', 'as a batch of one');
+
+#
+# Traces
+#
+
+my $trace = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';
+endpoint('traced', $receiver, '/ok/traced', types => '{trace}');
+endpoint('traced together', $receiver, '/ok/traces', types => '{trace}', options => { batch => 10 });
+sql("SET shop.traceparent = '$trace'");
+emit('trace', 'key');
+sql('RESET shop.traceparent');
+emit('trace', 'key');
+arrive($receiver, '/ok/traced', 2, 'events of a trace arrive');
+arrive($receiver, '/ok/traces', 2, 'also in batches');
+my @traced = requests($receiver, '/ok/traced');
+is($traced[0]{headers}{traceparent}, $trace, 'the trace is a header');
+is(decode_json($traced[0]{body})->{traceparent}, $trace, 'and an attribute');
+is($traced[1]{headers}{traceparent}, undef, 'the next event is of none');
+ok(!exists decode_json($traced[1]{body})->{traceparent}, 'in neither way');
+is((map { @{ decode_json($_->{body}) } } requests($receiver, '/ok/traces'))[0]{traceparent}, $trace, 'in a batch it is an attribute');
+is((requests($receiver, '/ok/traces'))[0]{headers}{traceparent}, undef, 'and no header');
+is(sqlstate_of($node, 'shopdb', qq{SET shop.traceparent = E'$trace\\r\\nX-Own: 1'}), '22023', 'what is no trace is refused');
+
+#
+# Priorities
+#
+
+endpoint('urgent', $receiver, '/ok/urgent', types => '{urgent.*}', options => { in_flight => 1 });
+sql(q{SELECT shop.pause_endpoint('urgent')});
+sql(q{SELECT shop.emit_event('urgent.no', 'test', 'key ' || n, '{}') FROM generate_series(1, 3000) n});
+sql(q{SELECT shop.emit_event('urgent.' || p, 'test', 'urgent ' || p || ' ' || n, '{}', p) FROM generate_series(1, 9, 4) p, generate_series(1, 3) n});
+sql(q{SELECT shop.emit_event('urgent.key', 'test', 'key 2999', '{}', 9)});
+sql(q{SELECT shop.resume_endpoint('urgent')});
+$receiver->await(20, sub { taken($receiver, '/ok/urgent') >= 12 });
+my @first = (taken($receiver, '/ok/urgent'))[ 0 .. 10 ];
+is( join(' ', map { $_->{type} =~ s/urgent\.//r } @first),
+	'no 9 9 9 key 5 5 5 1 1 1', 'what is urgent leaves before a backlog, the most urgent first');
+is($first[0]{subject}, 'key 2999', 'and what is ahead of it in its key goes with it');
+sql(q{SELECT shop.drop_endpoint('urgent')});
+
+#
+# Pause, resume and drop while events are on their way
+#
+
+my $slow = '/delay?ms=20&pause';
+endpoint('pause', $receiver, $slow, types => '{pause}', options => { in_flight => 2 });
+sql(q{SELECT shop.emit_event('pause', 'test', 'key ' || n % 10, '{}') FROM generate_series(1, 60) n});
+$receiver->await(20, sub { taken($receiver, $slow) >= 5 });
+sql(q{SELECT shop.pause_endpoint('pause')});
+within($node, 'shopdb', 10, q{inflight IS NULL FROM shop.endpoint WHERE name = 'pause'}, 'a pause waits for what is on its way');
+my $sent = taken($receiver, $slow);
+cmp_ok($sent, '<', 60, "$sent events have left");
+relay_goes_by();
+is(scalar taken($receiver, $slow), $sent, 'no more leave during the pause');
+is(value($node, 'shopdb', q{SELECT state, delivered_total, pending >= 60 - delivered_total
+	                          FROM shop.outbox_metrics() WHERE endpoint = 'pause'}),
+	"paused|$sent|t", 'those that left are counted, the others wait');
+sql(q{SELECT shop.resume_endpoint('pause')});
+arrive($receiver, $slow, 60, 'the others leave afterwards');
+complete($receiver, $slow, 'pause', 'each once, in order');
+within($node, 'shopdb', 10, q{delivered_total = 60 AND inflight IS NULL FROM shop.endpoint WHERE name = 'pause'}, 'all are counted');
+
+# Somebody keeps the endpoint locked while an answer is waiting to be recorded.
+$slow = '/delay?ms=100&lock';
+endpoint('lock', $receiver, $slow, types => '{lock}');
+emit('lock', 'key');
+$receiver->await(20, sub { taken($receiver, $slow) });
+my $locker = open_session($node, 'shopdb');
+in_session($locker, q{BEGIN; SELECT shop.drop_endpoint('lock')});
+my $relay = worker_pid($node, 'shopdb', 'relay');
+
+# Clock ticks of the processor, 100 a second.
+sub ticks
+{
+	my @stat = split ' ', slurp_file("/proc/$relay/stat") =~ s/.*\)//sr;
+	return $stat[11] + $stat[12];
+}
+
+emit('lock', 'key');
+relay_goes_by();
+my ($ticks, $clock) = (ticks(), time);
+sql('SELECT pg_sleep(1)');
+cmp_ok((ticks() - $ticks) / 100 / (time - $clock), '<', 0.2, 'an endpoint that is locked does not keep the relay busy');
+in_session($locker, 'ROLLBACK');
+arrive($receiver, $slow, 2, 'when it is free, the next event leaves');
+complete($receiver, $slow, 'lock', 'and the first one not again');
+
+$slow = '/delay?ms=20&drop';
+endpoint('drop', $receiver, $slow, types => '{drop}', options => { in_flight => 2 });
+sql(q{SELECT shop.emit_event('drop', 'test', 'key ' || n % 10, '{}') FROM generate_series(1, 60) n});
+$receiver->await(20, sub { taken($receiver, $slow) >= 5 });
+is(sql(q{SELECT name FROM shop.drop_endpoint('drop')}), 'drop', 'an endpoint can be dropped while it is sent to');
+relay_goes_by();
+relay_goes_by();
+$sent = taken($receiver, $slow);
+relay_goes_by();
+ok($sent < 60 && taken($receiver, $slow) == $sent, "then no more events leave: $sent have");
+endpoint('drop', $receiver, '/ok/again', types => '{drop}');
+emit('drop', 'key');
+arrive($receiver, '/ok/again', 1, 'a new one of its name gets what comes');
+
+# Dropped in between, with the answer not recorded yet.
+in_session($locker, q{BEGIN; SELECT shop.drop_endpoint('lock')});
+emit('lock', 'key');
+relay_goes_by();
+in_session($locker, 'COMMIT');
+end_session($locker);
+relay_goes_by();
+is(worker_pid($node, 'shopdb', 'relay'), $relay, 'all this was one relay');
+
+#
+# Who may send where
+#
+
+$node->safe_psql('shopdb', q{
+	CREATE ROLE clerk LOGIN;
+	CREATE ROLE reader LOGIN;
+	SELECT shop.grant_access('clerk', 'admin'), shop.grant_access('reader', 'read');
+});
+my $create = sprintf q{SET ROLE clerk; SELECT shop.create_endpoint('clerk', %s)}, literal($receiver->url('/ok/clerk'));
+is(sqlstate_of($node, 'shopdb', $create), '42501', 'a role may not choose a host');
+$node->safe_psql('postgres', q{ALTER SYSTEM SET shop.allowed_hosts = '*.shop.example, 127.0.0.1'});
+$node->reload;
+$node->poll_query_until('shopdb', q{SELECT current_setting('shop.allowed_hosts') <> ''}) or die;
+is(sqlstate_of($node, 'shopdb', $create), '', 'unless it is one that is allowed');
+for my $host (qw(localhost 127.0.0.2 shop.example 127.0.0.1.shop.example.com 127.0.0.1@localhost))
+{
+	isnt(sqlstate_of($node, 'shopdb', "SELECT shop.create_endpoint('$host', 'http://$host/')"), '', "not $host");
+}
+$node->safe_psql('postgres', 'ALTER SYSTEM RESET shop.allowed_hosts');
+$node->reload;
+
+#
+# A copy of the database does not send
+#
+
+my $before = taken($receiver, '/ok/one');
+sql('SELECT 1');
+end_session($session);
+timed($node, 'postgres', 10, 'CREATE DATABASE copy TEMPLATE shopdb', 'the database can be copied');
+$session = open_session($node, 'shopdb');
+$node->safe_psql('copy', q{ALTER DATABASE copy SET shop.worker = on; SELECT shop.emit_event('one.g', 'test', 'key', '{}')});
+workers_run($node, 'copy', 10, 'the copy has workers');
+within($node, 'copy', 10, q{last_cycle_at IS NOT NULL FROM shop.workers WHERE kind = 'relay'}, 'which run');
+is(value($node, 'copy', q{SELECT count(*) FROM shop.endpoints WHERE state <> 'paused'}), '0', 'there all endpoints are paused');
+emit('one.h', 'key');
+arrive($receiver, '/ok/one', $before + 1, 'the original sends');
+is((taken($receiver, '/ok/one'))[-1]{type}, 'one.h', 'the copy does not');
+timed($node, 'postgres', 5, 'DROP DATABASE copy', 'it can be dropped');
+
+#
+# Nobody reads a secret, or a header
+#
+
+my $marker = 'S3cretMarker';
+my $hidden = 'whsec_' . encode_base64($marker x 3, '');
+my $hidden_header = "Basic ${marker}Header";
+endpoint('hidden', $receiver, '/status/400?hidden', types => '{hidden}', secret => $hidden,
+	options => { max_attempts => 1, headers => { 'X-Token' => $hidden_header } });
+emit('hidden', 'key');
+within($node, 'shopdb', 20, q{count(*) = 1 FROM shop.dead_letters WHERE endpoint = 'hidden'}, 'there is a dead letter');
+($request) = requests($receiver, '/status/400?hidden');
+is($request->{headers}{'x-token'}, $hidden_header, 'the header was sent');
+
+my $all = '';
+for my $role ('reader', 'clerk', 'postgres')
+{
+	for my $relation (split /\n/,
+		sql(qq{SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+		        WHERE nspname = 'shop' AND relkind IN ('v', 'r', 'm')
+		          AND (relkind = 'v' OR '$role' <> 'postgres') AND has_table_privilege('$role', c.oid, 'SELECT')}))
+	{
+		$all .= $node->safe_psql('shopdb', "SET ROLE $role; SELECT t::text FROM $relation t");
+	}
+	for my $call ('shop.outbox_metrics()', 'shop.verify()', q{shop.pause_endpoint('hidden')}, q{shop.resume_endpoint('hidden')})
+	{
+		my ($rc, $out, $err) = $node->psql('shopdb', "SET ROLE $role; SELECT t::text FROM $call t");
+		$all .= $out . $err;
+	}
+	is(sqlstate_of($node, 'shopdb', "SET ROLE $role; SELECT secret, options FROM shop.endpoint"), '42501', "$role cannot read the table")
+	  if $role ne 'postgres';
+}
+like($all, qr/hidden/, 'all that they can read has the endpoint');
+like($all, qr/\Q"X-Token": "***"\E/, 'and the name of its header');
+
+# What is refused, and what is wrong.
+for my $statement (
+	sprintf(q{SELECT shop.create_endpoint('hidden', 'http://127.0.0.1/', secret => '%s', options => '{"headers": {"X": "%s"}}')}, $hidden, $hidden_header),
+	sprintf(q{SELECT shop.create_endpoint('hidden 2', 'http://127.0.0.1/', secret => '%s ?')}, $hidden),
+	sprintf(q{SELECT shop.create_endpoint('hidden 2', 'http://127.0.0.1/', secret => '%s')}, substr($hidden, 6)),
+	sprintf(q{SELECT shop.create_endpoint('hidden 2', 'http://127.0.0.1/', options => '{"headers": {"X Y": "%s"}}')}, $hidden_header),
+	sprintf(q{SELECT shop.create_endpoint('hidden 2', 'http://127.0.0.1/', options => '{"headers": ["%s"]}')}, $hidden_header),
+	sprintf(q{SELECT shop.create_endpoint('hidden 2', 'function:nobody.none', secret => '%s')}, $hidden))
+{
+	my ($rc, $out, $err) = $node->psql('shopdb', "\\set VERBOSITY verbose\n$statement");
+	isnt($rc, 0, 'what is wrong is an error') if $rc == 0;
+	$all .= $out . $err =~ s/^LINE .*\n.*\n?//mgr;
+}
+$all .= value($node, 'shopdb', 'SELECT string_agg(a::text, chr(10)) FROM pg_stat_activity a WHERE pid <> pg_backend_pid()');
+$all .= slurp_file($node->logfile);
+my $encoded_secret = substr $hidden, 6;
+ok($all !~ /\Q$encoded_secret\E/, 'a secret is in no view, no error and no log') or diag($all =~ /(.*\Q$encoded_secret\E.*)/);
+ok($all !~ /\Q$marker\E/, 'neither is a header') or diag($all =~ /(.*\Q$marker\E.*)/);
+ok($all !~ /\Q$password\E/, 'of any endpoint');
+
+sql(q{SELECT shop.drop_endpoint('hidden')});
+within($node, 'shopdb', 20,
+	q{bool_and(state <> 'failing') AND sum(retrying + dead) = 0 FROM shop.outbox_metrics()}, 'nothing waits for a retry');
+healthy($node, 'shopdb', 'verify() finds nothing');
+end_session($session);
+ok($_->stop, 'the receiver ends well') for $receiver, $signed, $next;
+$node->stop;
+unlike(slurp_file($node->logfile), qr/PANIC|TRAP|was terminated by signal|exited with exit code [^01]/, 'no process crashed');
+done_testing();
