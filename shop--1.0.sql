@@ -556,10 +556,10 @@ CREATE TABLE shop.delivery (
     last_error      text,
     dead_at         timestamptz,
     suspect         boolean NOT NULL DEFAULT false, -- its sender ended before the answer came
-    PRIMARY KEY (endpoint_id, event_no)
+    -- In this order, so that nobody takes it for a way to an endpoint's keys.
+    PRIMARY KEY (event_no, endpoint_id)
 ) WITH (fillfactor = 70);
 CREATE INDEX delivery_key ON shop.delivery (endpoint_id, aggregateid, event_no) WHERE dead_at IS NULL;
-CREATE INDEX delivery_event ON shop.delivery (event_no);
 COMMENT ON TABLE shop.delivery IS 'events an endpoint has not taken: to be retried, queued behind those, or dead';
 
 -- How far the outbox has been cleared; one row once it has been.

@@ -21,6 +21,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "query.h"
+#include "tcop/tcopprot.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
@@ -202,12 +203,18 @@ define_settings(void)
 		false, PGC_SUSET, 0, NULL, NULL, NULL);
 }
 
-/* Keeps refusals out of the server log: in a sale they are most of the answers. */
+/*
+ * Keeps refusals out of the server log, for in a sale they are most of the
+ * answers; and the statements that carry an endpoint's secret.
+ */
 static void
 filter_log(ErrorData *edata)
 {
 	if (edata->elevel == ERROR && SHOP_IS_REFUSAL(edata->sqlerrcode) && !shop_log_refusals)
 		edata->output_to_server = false;
+	/* The statement has secrets in it. */
+	if (debug_query_string && strstr(debug_query_string, "create_endpoint"))
+		edata->hide_stmt = true;
 	if (previous_emit_log_hook)
 		previous_emit_log_hook(edata);
 }

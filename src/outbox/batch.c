@@ -109,20 +109,35 @@ static ShopQuery load_new = SHOP_QUERY(
 	"  WHERE r.n <= $3 ORDER BY r.n",
 	INT8OID, INT8MULTIRANGEOID, INT4OID, TEXTARRAYOID, INT8ARRAYOID);
 
-/* The first event of each key that waits for a retry, where that is due; with $4, also what is queued behind it. */
-static ShopQuery load_due = SHOP_QUERY(
-	"SELECT o.event_no, o.id, o.aggregateid, true, false, " EVENT ", d.attempts, d.suspect, NULL::bigint,"
+/*
+ * The first waiting event of each key, one step in the index a key: whatever
+ * is queued behind them costs nothing, and there is no other way to plan it.
+ */
+#define HEADS \
+	"WITH RECURSIVE head AS" \
+	"  ((SELECT aggregateid, event_no, next_attempt_at FROM shop.delivery" \
+	"     WHERE endpoint_id = $1 AND dead_at IS NULL ORDER BY aggregateid, event_no LIMIT 1)" \
+	"   UNION ALL" \
+	"   SELECT n.* FROM head CROSS JOIN LATERAL" \
+	"          (SELECT aggregateid, event_no, next_attempt_at FROM shop.delivery" \
+	"            WHERE endpoint_id = $1 AND dead_at IS NULL AND aggregateid > head.aggregateid" \
+	"            ORDER BY aggregateid, event_no LIMIT 1) n)"
+
+/* Those that are due; with $4, also what is queued behind them. */
+static ShopQuery load_due = SHOP_QUERY(HEADS
+	", due AS MATERIALIZED"
+	"  (SELECT aggregateid, event_no FROM head WHERE next_attempt_at <= $2 AND event_no <> ALL ($5)"
+	"    ORDER BY event_no LIMIT $3)"
+	" SELECT o.event_no, o.id, o.aggregateid, true, false, " EVENT ", d.attempts, d.suspect, NULL::bigint,"
 	"       o.traceparent"
-	"  FROM shop.delivery h"
-	"  JOIN shop.delivery d ON d.endpoint_id = h.endpoint_id AND d.aggregateid = h.aggregateid AND d.dead_at IS NULL"
-	"   AND ($4 OR d.event_no = h.event_no)"
+	"  FROM due"
+	"  JOIN shop.delivery d ON d.endpoint_id = $1 AND d.aggregateid = due.aggregateid AND d.dead_at IS NULL"
+	"   AND ($4 OR d.event_no = due.event_no)"
 	"  JOIN shop.outbox o ON o.event_no = d.event_no"
-	" WHERE h.endpoint_id = $1 AND h.dead_at IS NULL AND h.next_attempt_at <= $2"
-	"   AND NOT EXISTS (SELECT FROM shop.delivery b WHERE b.endpoint_id = h.endpoint_id"
-	"                   AND b.aggregateid = h.aggregateid AND b.dead_at IS NULL AND b.event_no < h.event_no)"
-	"   AND h.event_no <> ALL ($5)"
 	" ORDER BY o.event_no LIMIT $3",
 	INT8OID, TIMESTAMPTZOID, INT4OID, BOOLOID, INT8ARRAYOID);
+
+static ShopQuery next_retry = SHOP_QUERY(HEADS " SELECT min(next_attempt_at) FROM head", INT8OID);
 
 /*
  * Counts a try before it is made, so that an event that ends its sender is
@@ -136,12 +151,6 @@ static ShopQuery lease_due = SHOP_QUERY("UPDATE shop.delivery SET attempts = att
 static ShopQuery return_lease = SHOP_QUERY("UPDATE shop.delivery SET attempts = attempts - 1, suspect = false"
 										   " WHERE endpoint_id = $1 AND event_no = ANY ($2)",
 	INT8OID, INT8ARRAYOID);
-
-static ShopQuery next_retry = SHOP_QUERY(
-	"SELECT min(next_attempt_at) FROM shop.delivery h WHERE endpoint_id = $1 AND dead_at IS NULL"
-	"   AND NOT EXISTS (SELECT FROM shop.delivery b WHERE b.endpoint_id = h.endpoint_id"
-	"                   AND b.aggregateid = h.aggregateid AND b.dead_at IS NULL AND b.event_no < h.event_no)",
-	INT8OID);
 
 static ShopQuery put_delivery = SHOP_QUERY(
 	"INSERT INTO shop.delivery AS d (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at,"
@@ -383,10 +392,11 @@ store_failure(const ShopOutlet *outlet, const ShopEvent *event, TimestampTz now)
 	/* What is queued already stays as it is. */
 	if (queued && event->retry)
 		return;
-	shop_query(&put_delivery, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), shop_int8(event->event_no),
-								  shop_datum(UUIDPGetDatum(&event->id)), shop_text(event->key), shop_int4(attempts),
-								  shop_time(queued ? now : back_off(outlet, attempts, event->retry_after_ms, now)),
-								  shop_text(event->error), dead ? shop_time(now) : shop_null()));
+	shop_query(
+		&put_delivery, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), shop_int8(event->event_no),
+						   shop_datum(UUIDPGetDatum(&event->id)), shop_text(event->key), shop_int4(attempts),
+						   shop_time(queued ? now : back_off(outlet, attempts, event->retry_after_ms, now)),
+						   shop_text(event->error), dead ? shop_time(now) : shop_null(), shop_bool(event->suspect)));
 }
 
 /* Has it got to an end that can be written down? */

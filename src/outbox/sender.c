@@ -78,12 +78,13 @@ struct ShopSender
 	char *config; /* what the connection was opened with */
 	int max_requests;
 	int max_messages;
-	int requests;		/* on their way */
-	int answered;		/* events not recorded yet */
-	bool alone;			/* is what is on its way to be so alone? */
-	bool recovered;		/* has what the last relay left been seen to? */
-	int failures;		/* in a row, as recorded last */
-	TimestampTz run_at; /* the next transaction is due then */
+	int requests;			/* on their way */
+	int answered;			/* events not recorded yet */
+	bool alone;				/* is what is on its way to be so alone? */
+	bool recovered;			/* has what the last relay left been seen to? */
+	int failures;			/* in a row, as recorded last */
+	TimestampTz run_at;		/* the next transaction is due then */
+	TimestampTz busy_until; /* somebody has locked the endpoint */
 	TimestampTz recorded_at;
 };
 
@@ -401,6 +402,8 @@ record(ShopSender *sender, TimestampTz now)
 		sender->outlet.ready = false;
 	if (!sender->outlet.ready)
 		forget_untried(window);
+	/* What was on its way together failed together: that counts as one probe. */
+	sender->outlet.failures = Min(sender->outlet.failures, Max(SHOP_BREAKER_FAILURES, sender->failures + 1));
 	(void) shop_batch_record(&sender->outlet, window, true, now);
 	if (window->pause_reason)
 		pfree(window->pause_reason);
@@ -415,7 +418,8 @@ record(ShopSender *sender, TimestampTz now)
 static void
 wait_or_give_up(ShopSender *sender, TimestampTz now)
 {
-	sender->run_at = TimestampTzPlusMilliseconds(now, BUSY_MS);
+	sender->busy_until = TimestampTzPlusMilliseconds(now, BUSY_MS);
+	sender->run_at = sender->busy_until;
 	if (shop_query(&find_endpoint, SHOP_VALUES(shop_int8(sender->endpoint_id))) > 0)
 		return;
 	sender->outlet.ready = false;
@@ -467,9 +471,11 @@ shop_sender_run(ShopSender *sender, bool look)
 {
 	TimestampTz now = shop_now();
 
-	if (look || is_due(sender, now))
+	if (sender->busy_until <= now && (look || is_due(sender, now)))
 		run_transaction(sender);
 	send_all(sender);
+	if (sender->busy_until > now)
+		return sender->busy_until;
 	if (sender->answered > 0)
 		return Min(sender->run_at, TimestampTzPlusMilliseconds(sender->recorded_at, RECORD_MS));
 	return sender->run_at;

@@ -312,9 +312,10 @@ header_option(Jsonb *options)
 
 		(void) JsonbIteratorNext(&it, &value, true);
 		/* libcurl sends a header without a value only if it is written so. */
-		headers = add_header(headers, value.val.string.len == 0
-										  ? psprintf("%s;", name)
-										  : psprintf("%s: %.*s", name, value.val.string.len, value.val.string.val));
+		headers = add_header(
+			headers, shop_utf8(value.val.string.len == 0
+								   ? psprintf("%s;", name)
+								   : psprintf("%s: %.*s", name, value.val.string.len, value.val.string.val)));
 	}
 	return headers;
 }
@@ -383,12 +384,12 @@ make_body(const Connection *connection, const ShopMessage *messages, int n)
 	StringInfoData buf;
 
 	if (connection->max_messages == 1)
-		return JsonbToCString(NULL, &messages[0].event->root, 0);
+		return shop_utf8_json(messages[0].event);
 	initStringInfo(&buf);
 	for (int i = 0; i < n; i++)
 	{
 		appendStringInfoChar(&buf, i == 0 ? '[' : ',');
-		(void) JsonbToCString(&buf, &messages[i].event->root, 0);
+		appendStringInfoString(&buf, shop_utf8_json(messages[i].event));
 	}
 	appendStringInfoChar(&buf, ']');
 	return buf.data;

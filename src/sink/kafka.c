@@ -527,7 +527,7 @@ put_headers(StringInfo buf, Jsonb *event)
 		if (value.type != jbvString || strcmp(name, "data") == 0)
 			continue;
 		put_string(buf, strcmp(name, "datacontenttype") == 0 ? "content-type" : psprintf("ce_%s", name));
-		put_bytes(buf, value.val.string.val, value.val.string.len);
+		put_string(buf, shop_utf8(pnstrdup(value.val.string.val, value.val.string.len)));
 		n++;
 	}
 	return n;
@@ -538,7 +538,7 @@ data_of(Jsonb *event)
 {
 	JsonbValue *data = find_option(event, "data");
 
-	return data ? JsonbToCString(NULL, &JsonbValueToJsonb(data)->root, 0) : pstrdup("null");
+	return data ? shop_utf8_json(JsonbValueToJsonb(data)) : pstrdup("null");
 }
 
 static void
@@ -559,7 +559,7 @@ send_kafka(void *arg, const ShopMessage *messages, int n, void *request)
 
 	start = begin_frame(&kafka->out, 'M');
 	appendBinaryStringInfo(&kafka->out, (char *) &tag, sizeof(tag));
-	put_string(&kafka->out, messages[0].key);
+	put_string(&kafka->out, shop_utf8(pstrdup(messages[0].key)));
 	put_string(&kafka->out, data_of(messages[0].event));
 	counted_at = kafka->out.len;
 	put_uint32(&kafka->out, 0);

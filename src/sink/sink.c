@@ -7,6 +7,7 @@
 #include "sink/sink.h"
 
 #include "error.h"
+#include "mb/pg_wchar.h"
 #include "sink/poll.h"
 
 static const ShopSink *const sinks[] = {
@@ -43,6 +44,18 @@ shop_sink_of(const char *url)
 							   errdetail("{\"argument\": \"url\"}"),
 							   errhint("Use an endpoint of another kind, or a build that has this one.")));
 	shop_reject("url", "must start with function:, http://, https:// or kafka://");
+}
+
+char *
+shop_utf8(char *text)
+{
+	return pg_server_to_any(text, strlen(text), PG_UTF8);
+}
+
+char *
+shop_utf8_json(Jsonb *json)
+{
+	return shop_utf8(JsonbToCString(NULL, &json->root, 0));
 }
 
 int

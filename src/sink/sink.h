@@ -88,6 +88,10 @@ extern const ShopSink shop_sink_kafka;
 
 extern const ShopSink *shop_sink_of(const char *url);
 
+/* What leaves is UTF-8, whatever the database's encoding. */
+extern char *shop_utf8(char *text);
+extern char *shop_utf8_json(Jsonb *json);
+
 /* What the relay waits for and calls, for all remote sinks together. */
 extern int shop_sink_fd(void);		 /* readable: there is something to do; -1: nothing ever */
 extern long shop_sink_timeout(void); /* ms until poll() wants to be called */
