@@ -137,7 +137,8 @@ static ShopQuery load_due = SHOP_QUERY(HEADS
 	" ORDER BY o.event_no LIMIT $3",
 	INT8OID, TIMESTAMPTZOID, INT4OID, BOOLOID, INT8ARRAYOID);
 
-static ShopQuery next_retry = SHOP_QUERY(HEADS " SELECT min(next_attempt_at) FROM head", INT8OID);
+static ShopQuery next_retry = SHOP_QUERY(
+	HEADS " SELECT min(next_attempt_at) FROM head WHERE event_no <> ALL ($2)", INT8OID, INT8ARRAYOID);
 
 /*
  * Counts a try before it is made, so that an event that ends its sender is
@@ -301,6 +302,22 @@ event_numbers(const ShopBatch *batch, int from, bool retry)
 	return shop_int8_array(numbers, n);
 }
 
+/* An event whose senders have ended as often as it may be tried is not tried again. */
+static void
+give_up_suspects(const ShopOutlet *outlet, ShopBatch *batch, int from)
+{
+	for (int i = from; i < batch->n; i++)
+	{
+		ShopEvent *event = batch->events[i];
+
+		if (!event->suspect || event->attempts < outlet->max_attempts)
+			continue;
+		event->state = SHOP_EVENT_FAILED;
+		event->error = MemoryContextStrdup(
+			batch->context ? batch->context : CurrentMemoryContext, "its senders ended before the answer came");
+	}
+}
+
 /*
  * Adds to the batch up to `limit` events: retries that are due first, then new
  * ones.  With `lease`, the tries of retries are counted now, and of each key
@@ -321,7 +338,10 @@ shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool leas
 									 event_numbers(batch, 0, true)));
 	append_events(batch, rows, true);
 	if (lease && rows > 0)
+	{
 		shop_query(&lease_due, SHOP_VALUES(id, event_numbers(batch, before, true)));
+		give_up_suspects(outlet, batch, before);
+	}
 
 	batch->has_last = false;
 	batch->has_new = batch->n - before < limit;
@@ -454,9 +474,42 @@ set_retry_at(ShopOutlet *outlet, TimestampTz now)
 {
 	if (outlet->failures < SHOP_BREAKER_FAILURES)
 		outlet->retry_at = DT_NOBEGIN;
-	else if (outlet->tried || outlet->retry_at <= now)
+	else if (outlet->tried || outlet->retry_at == DT_NOBEGIN)
 		outlet->retry_at = back_off(outlet, outlet->failures - SHOP_BREAKER_FAILURES + 1, 0, now);
 	outlet->tried = false;
+}
+
+/*
+ * Writes the rows of shop.delivery for what has come to an end.  To be called
+ * before new events are loaded: they look there for earlier ones of their key.
+ */
+void
+shop_batch_settle(const ShopOutlet *outlet, ShopBatch *batch, TimestampTz now)
+{
+	ShopValue id = shop_int8(outlet->pub.endpoint_id);
+	int64 *retried = palloc(sizeof(int64) * Max(batch->n, 1));
+	int64 *unsent = palloc(sizeof(int64) * Max(batch->n, 1));
+	int nretried = 0;
+	int nunsent = 0;
+
+	for (int i = 0; i < batch->n; i++)
+	{
+		ShopEvent *event = batch->events[i];
+
+		if (event->settled || (!is_done(event) && event->state != SHOP_EVENT_FORGOTTEN))
+			continue;
+		event->settled = true;
+		if (event->state == SHOP_EVENT_FAILED || event->state == SHOP_EVENT_QUEUED)
+			store_failure(outlet, event, now);
+		else if (event->retry && event->state == SHOP_EVENT_DELIVERED)
+			retried[nretried++] = event->event_no;
+		else if (event->retry && event->state == SHOP_EVENT_FORGOTTEN)
+			unsent[nunsent++] = event->event_no;
+	}
+	if (nunsent > 0)
+		shop_query(&return_lease, SHOP_VALUES(id, shop_int8_array(unsent, nunsent)));
+	if (nretried > 0)
+		shop_query(&delete_deliveries, SHOP_VALUES(id, shop_int8_array(retried, nretried)));
 }
 
 /*
@@ -470,35 +523,22 @@ shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz n
 	ShopValue id = shop_int8(outlet->pub.endpoint_id);
 	int64 *done = palloc(sizeof(int64) * Max(batch->n, 1));
 	int64 *sent = palloc(sizeof(int64) * Max(batch->n, 1));
-	int64 *retried = palloc(sizeof(int64) * Max(batch->n, 1));
-	int64 *unsent = palloc(sizeof(int64) * Max(batch->n, 1));
 	int ndone = 0;
 	int nsent = 0;
-	int nretried = 0;
-	int nunsent = 0;
 	int64 delivered = 0;
 
+	shop_batch_settle(outlet, batch, now);
 	for (int i = 0; i < batch->n; i++)
 	{
 		const ShopEvent *event = batch->events[i];
 
-		if (event->state == SHOP_EVENT_FAILED || event->state == SHOP_EVENT_QUEUED)
-			store_failure(outlet, event, now);
 		if (event->state == SHOP_EVENT_DELIVERED)
 			delivered++;
 		if (!event->retry && is_done(event))
 			done[ndone++] = event->event_no;
 		else if (!event->retry && event->state != SHOP_EVENT_FORGOTTEN)
 			sent[nsent++] = event->event_no;
-		else if (event->state == SHOP_EVENT_DELIVERED)
-			retried[nretried++] = event->event_no;
-		else if (event->state == SHOP_EVENT_FORGOTTEN)
-			unsent[nunsent++] = event->event_no;
 	}
-	if (nunsent > 0)
-		shop_query(&return_lease, SHOP_VALUES(id, shop_int8_array(unsent, nunsent)));
-	if (nretried > 0)
-		shop_query(&delete_deliveries, SHOP_VALUES(id, shop_int8_array(retried, nretried)));
 	set_retry_at(outlet, now);
 
 	/* Holes close only below what was all seen, just now, and done. */
@@ -514,10 +554,10 @@ shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz n
 	return delivered;
 }
 
-/* When the next retry is due, or DT_NOEND. */
+/* When the next retry is due that is not in the batch, or DT_NOEND. */
 TimestampTz
-shop_batch_next_retry(const ShopOutlet *outlet)
+shop_batch_next_retry(const ShopOutlet *outlet, const ShopBatch *batch)
 {
-	shop_query(&next_retry, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id)));
+	shop_query(&next_retry, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), event_numbers(batch, 0, true)));
 	return shop_fetch_time(0, 1);
 }

@@ -61,6 +61,7 @@ typedef struct ShopEvent
 	bool suspect; /* did its sender end before it knew the answer? */
 	ShopEventState state;
 	char *error;
+	bool settled;		/* is its row of shop.delivery as it should be? */
 	int max_attempts;	/* 0: the endpoint's */
 	int retry_after_ms; /* what the other side has asked for */
 } ShopEvent;
@@ -82,7 +83,8 @@ typedef struct ShopBatch
 extern bool shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet);
 extern void shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool lease, TimestampTz now);
 extern int64 shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz now);
-extern TimestampTz shop_batch_next_retry(const ShopOutlet *outlet);
+extern void shop_batch_settle(const ShopOutlet *outlet, ShopBatch *batch, TimestampTz now);
+extern TimestampTz shop_batch_next_retry(const ShopOutlet *outlet, const ShopBatch *batch);
 extern void shop_batch_failed(ShopOutlet *outlet, ShopBatch *batch, ShopEvent *event, char *error);
 extern void shop_batch_delivered(ShopOutlet *outlet, ShopEvent *event);
 

@@ -91,6 +91,7 @@ deliver(ShopOutlet *outlet, ShopBatch *batch)
 		{
 			batch->last_error = error;
 			outlet->failures = Max(outlet->failures, SHOP_BREAKER_FAILURES);
+			outlet->tried = true;
 		}
 	} while (may_go_on(outlet, calls, started_at));
 }
@@ -129,7 +130,7 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait)
 	if (batch.n > 0 || outlet.closable)
 		result.delivered = shop_batch_record(&outlet, &batch, false, now);
 
-	result.next_at = shop_batch_next_retry(&outlet);
+	result.next_at = shop_batch_next_retry(&outlet, &(ShopBatch){0});
 	result.more = outlet.failures < SHOP_BREAKER_FAILURES &&
 				  (batch.n >= limit || has_untried(&batch) || (batch.n > 0 && result.next_at <= now));
 	return result;

@@ -386,11 +386,13 @@ load(ShopSender *sender, TimestampTz now)
 static TimestampTz
 next_run(ShopSender *sender, TimestampTz now)
 {
-	if (sender->window.full && unfinished(&sender->window) < sender->max_requests * sender->max_messages)
-		return now;
+	int left = unfinished(&sender->window);
+
 	if (sender->outlet.failures >= SHOP_BREAKER_FAILURES)
-		return sender->outlet.retry_at;
-	return shop_batch_next_retry(&sender->outlet);
+		return sender->outlet.retry_at > now || left == 0 ? sender->outlet.retry_at : DT_NOEND;
+	if (sender->window.full && left < sender->max_requests * sender->max_messages)
+		return now;
+	return shop_batch_next_retry(&sender->outlet, &sender->window);
 }
 
 static void
@@ -441,6 +443,7 @@ run_transaction(ShopSender *sender)
 	else
 	{
 		recover(sender, now);
+		shop_batch_settle(&sender->outlet, &sender->window, now);
 		if (sender->outlet.ready && connect(sender))
 			loaded = load(sender, now);
 		record(sender, now);

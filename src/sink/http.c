@@ -333,6 +333,10 @@ prepare_handle(Connection *connection, Transfer *transfer)
 	curl_easy_setopt(handle, CURLOPT_PRIVATE, transfer);
 	curl_easy_setopt(handle, CURLOPT_ERRORBUFFER, transfer->error);
 	curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
+#if LIBCURL_VERSION_NUM >= 0x075700
+	/* Or the end of a request would wait for a name server that does not answer. */
+	curl_easy_setopt(handle, CURLOPT_QUICK_EXIT, 1L);
+#endif
 	curl_easy_setopt(handle, CURLOPT_POST, 1L);
 	curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, 0L);
 	curl_easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
