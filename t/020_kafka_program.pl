@@ -167,8 +167,9 @@ sub mock_line
 {
 	while ($cluster->{buffer} !~ /\n/)
 	{
-		wait_for($cluster, 30, 'out') or die 'no answer from the mock cluster';
-		sysread $cluster->{out}, $cluster->{buffer}, 65536, length $cluster->{buffer} or die 'no mock cluster';
+		wait_for($cluster, 30, 'out') or BAIL_OUT('no answer from the mock cluster');
+		sysread $cluster->{out}, $cluster->{buffer}, 65536, length $cluster->{buffer}
+		  or BAIL_OUT('the mock cluster is gone: ' . log_of($cluster));
 	}
 	$cluster->{buffer} =~ s/^(.*)\n//;
 	return $1;

@@ -387,12 +387,13 @@ static TimestampTz
 next_run(ShopSender *sender, TimestampTz now)
 {
 	int left = unfinished(&sender->window);
+	bool broken = sender->outlet.failures >= SHOP_BREAKER_FAILURES;
 
-	if (sender->outlet.failures >= SHOP_BREAKER_FAILURES)
-		return sender->outlet.retry_at > now || left == 0 ? sender->outlet.retry_at : DT_NOEND;
+	if (broken && left > 0)
+		return sender->outlet.retry_at > now ? sender->outlet.retry_at : DT_NOEND;
 	if (sender->window.full && left < sender->max_requests * sender->max_messages)
-		return now;
-	return shop_batch_next_retry(&sender->outlet, &sender->window);
+		return broken ? sender->outlet.retry_at : now;
+	return Max(shop_batch_next_retry(&sender->outlet, &sender->window), broken ? sender->outlet.retry_at : DT_NOBEGIN);
 }
 
 static void

@@ -1,0 +1,756 @@
+# HTTP endpoints that fail in every way there is.  After each fault: what was
+# committed is delivered, dead or waiting, as the fault has it, in the order of
+# its key, and nothing else; the relay sends with no transaction open, ends when
+# it is told to, and stands in the way of no DROP DATABASE.
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use JSON::PP;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Receiver;
+use ShopTest;
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+plan skip_all => 'needs a C compiler and the headers of OpenSSL'
+  if system('echo "#include <openssl/ssl.h>" | ${CC:-cc} -E - >/dev/null 2>&1') != 0;
+plan skip_all => 'needs openssl' if system(($ENV{OPENSSL} || 'openssl') . ' version >/dev/null 2>&1') != 0;
+
+# Short, so that the tests are; a test that needs more says so.
+my %options = (timeout => 300, backoff => 10, max_backoff => 100, max_attempts => 1000);
+
+# A resolver that knows no .invalid, and for slow.example is waiting for a name
+# server that does not answer.
+my $resolver = q{
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <netdb.h>
+#include <string.h>
+#include <unistd.h>
+
+int
+getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **result)
+{
+	int (*next)(const char *, const char *, const struct addrinfo *, struct addrinfo **) = dlsym(RTLD_NEXT, "getaddrinfo");
+
+	if (name && strstr(name, ".invalid"))
+		return EAI_NONAME;
+	if (name && strstr(name, "slow.example"))
+	{
+		sleep(20);
+		return EAI_AGAIN;
+	}
+	return next(name, service, hints, result);
+}
+};
+
+my $node = new_server('http_faults', settings => ['log_statement = none']);
+my $elsewhere = start_receiver($node);
+append_to_file($node->basedir . '/resolver.c', $resolver);
+system_or_bail(split(' ', $ENV{CC} // 'cc'), '-shared', '-fPIC', '-o', $node->basedir . '/resolver.so', $node->basedir . '/resolver.c');
+{
+	# The environment has a proxy, which is nothing to the relay.
+	local @ENV{qw(http_proxy https_proxy all_proxy ALL_PROXY)} = ($elsewhere->url('')) x 4;
+	local $ENV{LD_PRELOAD} = $node->basedir . '/resolver.so';
+	$node->start;
+}
+open_shop($node, 'shopdb');
+if (sqlstate_of($node, 'shopdb', q{SELECT shop.create_endpoint('probe', 'http://127.0.0.1:1/', '{none}')}) eq '0A000')
+{
+	$node->stop;
+	plan skip_all => 'this build has no http:// endpoints';
+}
+$node->safe_psql('shopdb', q{SELECT shop.drop_endpoint('probe')});
+workers_run($node, 'shopdb', 10, 'the workers run');
+
+my $certificates = make_certificates($node->basedir);
+my $ca_file = $certificates->{ca}[0];
+my $session = open_session($node, 'shopdb');
+my $cases = 0;
+
+# In a session of its own, which saves a process for each statement.
+sub sql
+{
+	my ($statement) = @_;
+	$session->{err} = '';
+	my $result = in_session($session, $statement);
+
+	die "$statement: $session->{err}" if $session->{err} =~ /ERROR|FATAL/;
+	return $result;
+}
+
+sub literal
+{
+	my ($text) = @_;
+	return q{'} . $text =~ s/'/''/gr . q{'};
+}
+
+# Waits until a condition is true; returns whether it is.
+sub await
+{
+	my ($seconds, $condition) = @_;
+	my $start = time;
+
+	while (!$condition->())
+	{
+		return 0 if time - $start > $seconds;
+		sleep 0.02;
+	}
+	return 1;
+}
+
+sub await_sql
+{
+	my ($seconds, $condition) = @_;
+	return await($seconds, sub { sql("SELECT $condition") eq 't' });
+}
+
+# An endpoint for the type of its name, or others.
+sub create
+{
+	my ($name, $url, $added, $type) = @_;
+
+	sql(sprintf 'SELECT shop.create_endpoint(%s, %s, %s, options => %s)',
+		map { literal($_) } $name, $url, sprintf('{"%s"}', $type // $name), encode_json({ %options, %{ $added // {} } }));
+	return;
+}
+
+sub drop
+{
+	my ($name) = @_;
+	return sql(sprintf 'SELECT shop.drop_endpoint(%s)', literal($name));
+}
+
+# Three events of each key, a, b and c, in three transactions; more are rolled back.
+sub emit
+{
+	my ($type) = @_;
+	my $events = "SELECT shop.emit_event('$type', 'test', k, '{}') FROM unnest('{a,b,c}'::text[]) k";
+
+	sql("$events; BEGIN; $events; ROLLBACK; BEGIN; $events; SAVEPOINT s; $events; ROLLBACK TO s; COMMIT; $events");
+	return;
+}
+
+# What has become of the events of a type, or of the endpoint's name, at an
+# endpoint: a list of [ id, key, fate ], in order.
+sub fates
+{
+	my ($name, $type) = @_;
+
+	return @{
+		decode_json(
+			sql(
+				sprintf q{
+				SELECT coalesce(json_agg(json_build_array(o.id, o.aggregateid,
+				           CASE WHEN d.dead_at IS NOT NULL THEN 'dead' WHEN d.event_no IS NOT NULL OR NOT e.acked @> o.event_no
+				                THEN 'waiting' ELSE 'delivered' END) ORDER BY o.event_no), '[]')
+				  FROM shop.endpoint e JOIN shop.outbox o ON o.type = %s
+				  LEFT JOIN shop.delivery d USING (endpoint_id, event_no)
+				 WHERE e.name = %s}, literal($type // $name), literal($name))) };
+}
+
+# Waits until the events of an endpoint have this fate, or the one of their key.
+sub await_fate
+{
+	my ($name, $want, $type) = @_;
+
+	return await(
+		20,
+		sub {
+			for (fates($name, $type))
+			{
+				return 0 if $_->[2] ne (ref $want ? $want->{ $_->[1] } : $want);
+			}
+			return 1;
+		});
+}
+
+# An entry of the journal that says that the event has been taken.
+sub is_taken
+{
+	my ($entry, $taken_as) = @_;
+	return $entry->{taken} || ($entry->{id} ne '' && $entry->{outcome} eq ($taken_as // ''));
+}
+
+# Tests that hold after every fault, whatever it is: at a receiver, with what the
+# journal calls taken there, if that is not as usual.
+sub check_events
+{
+	my ($name, $want, $receiver, $taken_as, $type) = @_;
+	my @fates = fates($name, $type);
+	my %committed = map { $_->[0] => 1 } @fates;
+	my (%delivered, %arrived, %seen);
+	my @foreign;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(join(', ', map { "$_->[1] $_->[2]" } @fates), join(', ', map { "$_->[1] " . (ref $want ? $want->{ $_->[1] } : $want) } @fates),
+		"$name: each event is " . (ref $want ? 'what its key is' : $want));
+	return if !$receiver;
+	push @{ $delivered{ $_->[1] } }, $_->[0] for grep { $_->[2] eq 'delivered' } @fates;
+	for my $entry ($receiver->journal)
+	{
+		my $id = $entry->{id} ne '' ? $entry->{id} : $entry->{webhook_id} =~ s/\+.*//r;
+
+		push @foreign, $id if $id ne '' && !$committed{$id};
+		next if !is_taken($entry, $taken_as) || $seen{$id}++;
+		push @{ $arrived{ $entry->{subject} } }, $id;
+	}
+	is_deeply(\%arrived, \%delivered, "$name: they have arrived, in the order of their keys")
+	  or diag(join "\n", (map { "@$_" } @fates), map { join ' ', @$_{qw(id subject attempt outcome)} } $receiver->journal);
+	is("@foreign", '', "$name: nothing else has");
+	return;
+}
+
+# Tests of the relay, while something is wrong.
+sub check_relay
+{
+	my ($name) = @_;
+	my $other = 'other_' . $cases;
+
+	sql("CREATE DATABASE $other");
+	await_sql(20, q{pid IS NOT NULL FROM shop.workers WHERE kind = 'relay'}) or die 'no relay';
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok( await_sql(
+			1,
+			q{bool_and(xact_start IS NULL AND backend_xmin IS NULL AND backend_xid IS NULL)
+			   FROM pg_stat_activity WHERE backend_type = 'shop relay'}),
+		"$name: the relay has no transaction open");
+	my $start = time;
+	sql("DROP DATABASE $other");
+	my $elapsed = time - $start;
+	cmp_ok($elapsed, '<', 1, sprintf '%s: DROP DATABASE of another database takes %.2f s', $name, $elapsed);
+	$start = time;
+	my $ended = sql(q{SELECT pg_terminate_backend(pid, 1000) FROM shop.workers WHERE kind = 'relay'});
+	ok($ended eq 't', sprintf '%s: the relay ends in %.2f s', $name, time - $start);
+
+	# So that the launcher does not wait until it starts the next one.
+	sql('ALTER DATABASE shopdb SET shop.worker = on');
+	return;
+}
+
+# Invariants of the whole shop.
+sub check_shop
+{
+	my ($name) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is(sql('SELECT * FROM shop.verify() LIMIT 10'), '', "$name: verify() finds nothing");
+}
+
+# A case: an endpoint of its name, nine events, and what they come to.
+#   at        target of the receiver; without it there is none
+#   url       if it is not that of the receiver, or a function of it
+#   control   what the receiver is told before
+#   cure      what it is told afterwards, so that all is well
+#   tls       certificate of the receiver
+#   options   besides those that all have
+#   want      delivered, dead, waiting or paused; or a hash of these by key
+#   taken_as  outcome that is taken, other than 2xx
+#   tries     how often each event has arrived when it is taken, or at all
+#   error     what shop.endpoints says is wrong
+#   silent    the receiver sees no request
+sub try_fault
+{
+	my (%case) = @_;
+	my ($name, $want) = @case{qw(name want)};
+	my $receiver =
+	  defined $case{at} ? start_receiver($node, $case{tls} ? (tls => $certificates->{ $case{tls} }) : ()) : undef;
+	my $url = ref $case{url} ? $case{url}->($receiver) : $case{url} // $receiver->url($case{at});
+	my $fate = $want eq 'paused' ? 'waiting' : $want;
+	my $is_final = $want eq 'dead' || $want eq 'paused';
+
+	$cases++;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	$receiver->control($case{control}) if $case{control};
+	create($name, $url, $case{options});
+	emit($name);
+	await_trouble($name, $receiver, $want);
+
+	# Once for what has an end, for else the tries would be more; else in the middle.
+	check_relay($name) if !$is_final;
+	await_sql(20, sprintf q{state = 'paused' FROM shop.endpoints WHERE name = %s}, literal($name)) if $want eq 'paused';
+	await_fate($name, $fate);
+	check_relay($name) if $is_final;
+	check_events($name, $fate, $receiver, $case{taken_as});
+	check_answer(\%case, $receiver);
+	check_cure(\%case, $receiver) if defined $case{cure};
+	check_shop($name);
+	drop($name);
+	ok($receiver->stop, "$name: the receiver ends well") if $receiver;
+	return;
+}
+
+# Waits until something has gone wrong, or could have.
+sub await_trouble
+{
+	my ($name, $receiver, $want) = @_;
+
+	return await(20, sub { $receiver->count->{connections} > 0 }) if $want eq 'delivered' && $receiver;
+	return 1 if $want eq 'paused' || $want eq 'dead';
+	return await_sql(
+		20,
+		sprintf q{count(*) > 0 FROM shop.delivery d JOIN shop.endpoint e USING (endpoint_id)
+		           WHERE e.name = %s AND (attempts > 1 OR dead_at IS NOT NULL)}, literal($name));
+}
+
+sub check_answer
+{
+	my ($case, $receiver) = @_;
+	my $name = $case->{name};
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	check_tries($case, $receiver) if $case->{tries};
+	like(sql(sprintf 'SELECT coalesce(pause_reason, last_error) FROM shop.endpoints WHERE name = %s', literal($name)),
+		$case->{error}, "$name: shop.endpoints says what is wrong")
+	  if $case->{error};
+	is(sql(sprintf 'SELECT count(*) FROM shop.delivery JOIN shop.endpoint e USING (endpoint_id) WHERE e.name = %s', literal($name)),
+		'0', "$name: no try is counted")
+	  if $case->{want} eq 'paused';
+	is($receiver->count->{requests}, 0, "$name: nothing is sent") if $case->{silent};
+	return;
+}
+
+# How often each event has arrived: until it was taken, or at all.
+sub check_tries
+{
+	my ($case, $receiver) = @_;
+	my (%tries, %done);
+
+	for my $entry ($receiver->journal)
+	{
+		my $id = $entry->{webhook_id};
+		$tries{$id}++ if !$done{$id};
+		$done{$id} ||= is_taken($entry, $case->{taken_as});
+	}
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is(join(' ', values %tries), join(' ', ($case->{tries}) x 9), "$case->{name}: after $case->{tries} tries each");
+}
+
+# Once the receiver is well, everything arrives.
+sub check_cure
+{
+	my ($case, $receiver) = @_;
+	my $name = $case->{name};
+
+	$receiver->control($case->{cure});
+	sql(sprintf 'SELECT shop.resume_endpoint(%s)', literal($name)) if $case->{want} eq 'paused';
+	sql(sprintf 'SELECT shop.redrive_all(%s)', literal($name)) if $case->{want} eq 'dead';
+	await_fate($name, 'delivered');
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return check_events($name, 'delivered', $receiver, $case->{taken_as});
+}
+
+#
+# Statuses
+#
+
+try_fault(name => "status $_", at => "/status/$_", want => 'delivered', tries => 1) for 200, 202, 204;
+try_fault(name => "status $_, then 200", at => "/status/$_", want => 'delivered', tries => 1) for 100, 103;
+try_fault(name => "status $_ twice", at => "/status/$_?times=2", want => 'delivered', tries => 3)
+  for 408, 425, 429, 500, 501, 502, 503, 504, 599, 400, 409;
+try_fault(name => "status $_ for good", at => "/status/$_", want => 'waiting', error => qr/^HTTP status $_$/) for 429, 503;
+try_fault(
+	name => "status $_ until it is well",
+	at => '/ok',
+	control => "fault=/status/$_",
+	want => 'dead',
+	tries => 3,
+	error => qr/^HTTP status $_$/,
+	cure => 'fault=') for 400, 405, 409, 413, 415, 422, 451;
+try_fault(
+	name => "status $_ until it is well",
+	at => '/ok',
+	control => "fault=/status/$_",
+	want => 'paused',
+	error => qr/^HTTP status $_$/,
+	cure => 'fault=') for 300, 301, 302, 304, 307, 308, 401, 403, 404, 410;
+try_fault(
+	name => 'no more tries than the options say',
+	at => '/ok',
+	control => 'fault=/status/503',
+	options => { max_attempts => 4 },
+	want => 'dead',
+	tries => 4,
+	error => qr/503/,
+	cure => 'fault=');
+try_fault(name => 'a single try', at => '/status/400', options => { max_attempts => 1 }, want => 'dead', tries => 1);
+
+for my $to ($elsewhere->url('/ok'), '//127.0.0.1:' . $elsewhere->port . '/ok', 'file:///etc/passwd')
+{
+	try_fault(
+		name => "redirect to $to",
+		at => '/ok',
+		control => "fault=/redirect?status=307&to=$to",
+		want => 'paused',
+		error => qr/^HTTP status 307$/,
+		cure => 'fault=');
+}
+
+#
+# Connections and answers
+#
+
+try_fault(name => 'nobody listens', url => 'http://127.0.0.1:1/', want => 'waiting', error => qr/connect/i);
+try_fault(name => 'nobody has the name', url => 'http://nobody.invalid/', want => 'waiting', error => qr/resolve/i);
+try_fault(name => 'nobody listens for a moment', at => '/ok', control => 'stop-listening=0.5', want => 'delivered');
+try_fault(name => "$_ twice", at => "/$_?times=2", want => 'delivered')
+  for qw(reset-accept reset-headers reset-body reset-answer close truncate chunked-truncate garbage);
+try_fault(name => "$_ for good", at => "/$_", want => 'waiting', error => qr/./)
+  for qw(reset-body reset-answer close truncate chunked-truncate garbage oversize-headers);
+try_fault(name => 'lost twice', at => '/lost?times=2', want => 'delivered', tries => 1);
+try_fault(name => 'reset before anything is read', at => '/ok', control => 'fault=/reset-accept?times=3', want => 'delivered');
+try_fault(name => 'nothing is read', at => '/ok', control => 'fault=/hang-connect?times=2', want => 'delivered');
+try_fault(name => "$_ once", at => "/$_?times=1", want => 'delivered', tries => 2) for qw(hang hang-connect);
+try_fault(name => 'hang for good', at => '/hang', want => 'waiting', error => qr/time/i);
+try_fault(name => 'a byte every 100 ms', at => '/slow?ms=100&times=1', want => 'delivered', tries => 2);
+try_fault(name => 'a byte a second', at => '/slow', want => 'waiting', error => qr/time/i);
+try_fault(name => 'an answer that takes its time', at => '/delay?ms=100', want => 'delivered', tries => 1);
+try_fault(name => 'an answer that comes too late', at => '/delay?ms=400&times=1', want => 'delivered', tries => 1);
+try_fault(name => $_->[0], at => $_->[1], want => 'delivered', tries => 1, taken_as => $_->[2])
+  for [ 'an answer of 1 MiB', '/oversize', 'oversize' ],
+  [ 'an answer of 64 KiB', '/oversize?bytes=65536', 'oversize' ],
+  [ 'headers of 50 KiB', '/oversize-headers?bytes=50000', 'oversize-headers' ],
+  [ 'no keep-alive', '/no-keepalive' ], [ 'an answer of HTTP/1.0', '/http10' ], [ '100 Continue', '/continue' ],
+  [ 'no body', '/empty' ];
+
+#
+# TLS
+#
+
+my %ca = (options => { ca_file => $ca_file });
+try_fault(name => 'a good certificate', at => '/ok', tls => 'good', want => 'delivered', tries => 1, %ca);
+try_fault(name => 'a certificate of an authority unknown here', at => '/ok', tls => 'good', want => 'waiting', silent => 1, error => qr/certificate/i);
+try_fault(name => $_->[0], at => '/ok', tls => $_->[1], want => 'waiting', silent => 1, error => qr/certificate/i, %ca)
+  for [ 'a certificate that has expired', 'expired' ], [ 'a certificate of a stranger', 'stranger' ],
+  [ 'a certificate of another host', 'other' ];
+try_fault(
+	name => 'an authority that is not there',
+	at => '/ok',
+	tls => 'good',
+	options => { ca_file => "$ca_file.none" },
+	want => 'waiting',
+	silent => 1,
+	error => qr/certificate/i);
+try_fault(
+	name => 'TLS to a plain port',
+	at => '/ok',
+	url => sub { $_[0]->url('/ok') =~ s/^http:/https:/r },
+	want => 'waiting',
+	error => qr/SSL|time/, %ca);
+try_fault(name => 'plain to a port of TLS', at => '/ok', tls => 'good', url => sub { $_[0]->url('/ok') =~ s/^https:/http:/r }, want => 'waiting', silent => 1, error => qr/./);
+try_fault(name => "$_ twice, in TLS", at => "/$_?times=2", tls => 'good', want => 'delivered', %ca) for qw(reset-body truncate close);
+try_fault(name => 'a handshake that hangs', at => '/ok', tls => 'good', control => 'fault=/hang-connect?times=2', want => 'delivered', %ca);
+try_fault(name => 'a handshake that is reset', at => '/ok', tls => 'good', control => 'fault=/reset-accept?times=2', want => 'delivered', %ca);
+
+#
+# One key among others
+#
+
+my %b_waits = (a => 'delivered', b => 'waiting', c => 'delivered');
+my %b_dies = (a => 'delivered', b => 'dead', c => 'delivered');
+try_fault(name => "$_ for one key", at => "/$_?key=b", want => {%b_waits}, error => qr/./) for qw(status/503 close hang reset-answer);
+try_fault(name => 'status 422 for one key', at => '/status/422?key=b', want => {%b_dies}, error => qr/422/);
+try_fault(
+	name => 'status 503 for one key, one at a time',
+	at => '/status/503?key=b',
+	options => { in_flight => 1 },
+	want => {%b_waits});
+
+{
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	create('b fails', $receiver->url('/status/503?key=b&times=2'), { backoff => 200, max_backoff => 200 });
+	emit('b fails');
+	await_fate('b fails', 'delivered');
+	check_events('b fails', 'delivered', $receiver);
+	is(join(' ', map { $_->{subject} } (grep { $_->{taken} } $receiver->journal)[ 6 .. 8 ]), 'b b b', 'b fails: only b has waited');
+	drop('b fails');
+}
+
+#
+# Batches
+#
+
+my %batch = (options => { batch => 4 });
+try_fault(name => "$_, in batches", at => "/$_?times=1", want => 'delivered', %batch)
+  for qw(status/503 status/400 lost truncate hang reset-body);
+try_fault(name => 'status 413 for one key, in batches', at => '/status/413?key=b', want => {%b_dies}, error => qr/413/, %batch);
+try_fault(name => 'status 503 for one key, in batches', at => '/status/503?key=b', want => {%b_waits}, %batch) if 0;
+try_fault(
+	name => 'status 401 until it is well, in batches',
+	at => '/ok',
+	control => 'fault=/status/401',
+	want => 'paused',
+	error => qr/401/,
+	cure => 'fault=', %batch);
+
+#
+# Retry-After
+#
+
+# The shortest time between the first and the second arrival of an event, in seconds.
+sub shortest_wait
+{
+	my ($receiver) = @_;
+	my %at;
+
+	push @{ $at{ $_->{id} } }, $_->{time} / 1_000_000 for $receiver->journal;
+	my ($shortest) = sort { $a <=> $b } map { $_->[1] - $_->[0] } grep { @$_ > 1 } values %at;
+	return $shortest // 0;
+}
+
+# A date has no fractions, so that 3 s from now may be 2 s from now.
+for my $after ([ 'seconds', '/status/429?times=1&retry-after=1', 1 ], [ 'a date', '/status/503?times=1&retry-after=date%2b3', 2 ])
+{
+	my ($what, $at, $seconds) = @$after;
+	my $name = "Retry-After with $what";
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	create($name, $receiver->url($at));
+	sql("SELECT shop.emit_event('$name', 'test', k, '{}') FROM unnest('{a,b,c}'::text[]) k");
+	await_fate($name, 'delivered');
+	check_events($name, 'delivered', $receiver);
+	cmp_ok(shortest_wait($receiver), '>=', $seconds - 0.1, "$name: it is asked again when it wants to be");
+	check_relay($name);
+	drop($name);
+}
+try_fault(name => "Retry-After: $_", at => "/status/503?times=1&retry-after=$_", want => 'delivered', tries => 2) for 'soon', '0', '-7';
+{
+	my $name = 'Retry-After: a long time, for one key';
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	create($name, $receiver->url('/status/429?key=b&retry-after=999999999999'));
+	emit($name);
+	await_fate($name, {%b_waits});
+	await_sql(20, q{count(*) = 3 FROM shop.delivery JOIN shop.endpoint e USING (endpoint_id) WHERE e.name LIKE 'Retry-After%'});
+	check_events($name, {%b_waits}, $receiver);
+	is(sql(q{SELECT max(next_attempt_at) BETWEEN now() + interval '23 h' AND now() + interval '25 h' FROM shop.delivery}),
+		't', "$name: a day is as long as it is listened to");
+	drop($name);
+}
+
+#
+# Endpoints that take nothing, beside one that does
+#
+
+# How long the events of a type were on their way to a receiver, in seconds.
+sub delays
+{
+	my ($receiver, $type) = @_;
+	my %sent_at = map { split /\|/ } split /\n/,
+	  sql(sprintf 'SELECT id, extract(epoch FROM created_at) FROM shop.outbox WHERE type = %s', literal($type));
+
+	return sort { $a <=> $b } map { $_->{time} / 1_000_000 - $sent_at{ $_->{id} } }
+	  grep { $_->{type} eq $type && $_->{taken} } $receiver->journal;
+}
+
+# A test that passes if all events, some at a time, arrive at a good endpoint soon.
+sub check_beside
+{
+	my ($name, $good) = @_;
+
+	for my $n (1 .. 4)
+	{
+		sql(sprintf q{SELECT shop.emit_event(%s, 'test', 'key ' || k, '{}') FROM generate_series(1, 8) k}, literal($name));
+		await(10, sub { my @arrived = delays($good, $name); return @arrived >= 8 * $n; });
+	}
+	my @delays = delays($good, $name);
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok(@delays == 32 && $delays[-1] < 1,
+		sprintf '%s: %d of 32 events arrive at the good endpoint, within %.2f s', $name, scalar @delays, $delays[-1] // -1);
+	check_relay($name);
+	return;
+}
+
+my $good = start_receiver($node);
+my $bad = start_receiver($node);
+my %bad = (
+	'nobody listens' => 'http://127.0.0.1:1/',
+	'nobody has the name' => 'http://nobody.invalid/',
+	'nobody says who has the name' => 'http://slow.example/',
+	'not TLS' => $bad->url('/ok') =~ s/^http:/https:/r,
+	map { $_ => $bad->url("/$_") } qw(hang hang-connect slow close status/503 status/400 status/410));
+create('good', $good->url, {}, '*');
+for my $what (sort keys %bad)
+{
+	$cases++;
+	create("beside $what", $bad{$what}, { timeout => 1000 });
+	check_beside("beside $what", $good);
+	drop("beside $what");
+}
+
+$cases++;
+create("all: $_", $bad{$_}, { timeout => 1000 }, 'beside all of them') for sort keys %bad;
+check_beside('beside all of them', $good);
+check_events('good', 'delivered', undef, undef, 'beside all of them');
+drop("all: $_") for sort keys %bad;
+drop('good');
+check_shop('beside all of them');
+ok($bad->kill && $good->stop, 'the receivers end');
+
+#
+# An endpoint that is broken, and recovers
+#
+
+for my $fault (qw(status/500 hang reset-accept))
+{
+	my $name = "broken by $fault";
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	$receiver->control("fault=/$fault");
+	create($name, $receiver->url, { backoff => 200, max_backoff => 200 });
+	sql("SELECT shop.emit_event('$name', 'test', 'key ' || k % 60, '{}') FROM generate_series(1, 120) k");
+	ok(await_sql(20, "failures >= 20 AND retry_at IS NOT NULL AND inflight IS NULL FROM shop.endpoint WHERE name = '$name'"), "$name: it is seen to be");
+	my $connections = $receiver->count->{connections};
+	my $start = time;
+	sql('SELECT pg_sleep(0.5)');
+	my $more = $receiver->count->{connections} - $connections;
+	cmp_ok($more / (time - $start), '<', 20, "$name: it is left alone, but for $more probes");
+	check_relay($name);
+	$receiver->control('fault=');
+	await_fate($name, 'delivered');
+	check_events($name, 'delivered', $receiver);
+	is(sql("SELECT state FROM shop.endpoints WHERE name = '$name'"), 'active', "$name: it has recovered");
+	check_shop($name);
+	drop($name);
+}
+
+#
+# A receiver that goes away, and comes back
+#
+
+for my $how (qw(killed stopped disconnected))
+{
+	my $name = "a receiver that is $how";
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	create($name, $receiver->url('/delay?ms=5'));
+	sql("SELECT shop.emit_event('$name', 'test', 'key ' || k % 20, '{}') FROM generate_series(1, 300) k");
+	$receiver->wait_for(50);
+	if ($how eq 'killed')
+	{
+		$receiver->kill;
+		check_relay($name);
+		$receiver->start;
+	}
+	elsif ($how eq 'stopped')
+	{
+		kill 'STOP', $receiver->pid;
+		check_relay($name);
+		kill 'CONT', $receiver->pid;
+	}
+	else
+	{
+		check_relay($name);
+		$receiver->control('stop-listening=0');
+	}
+	await_fate($name, 'delivered');
+	check_events($name, 'delivered', $receiver);
+	check_shop($name);
+
+	# A connection that has been closed while nobody used it.
+	$receiver->control('stop-listening=0');
+	sql("SELECT shop.emit_event('$name', 'test', 'key 1', '{}')");
+	await_fate($name, 'delivered');
+	check_events($name, 'delivered', $receiver);
+	drop($name);
+}
+
+#
+# Dead letters, one by one
+#
+
+{
+	my $name = 'redrive';
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	$receiver->control('fault=/status/422');
+	create($name, $receiver->url);
+	emit($name);
+	await_fate($name, 'dead');
+	$receiver->control('fault=');
+	my @dead = map { $_->[0] } fates($name);
+	is(sql("SELECT string_agg(DISTINCT attempts || ' ' || last_error, ', ') FROM shop.dead_letters WHERE endpoint = '$name'"),
+		'3 HTTP status 422', 'redrive: the dead letters say why');
+	is(sql("SELECT shop.redrive('$name', '$dead[3]')"), '1', 'redrive: one can be sent again');
+	$receiver->wait_for(1);
+	await_sql(20, "count(*) = 8 FROM shop.dead_letters WHERE endpoint = '$name'");
+	is(join(' ', map { $_->{id} } grep { $_->{taken} } $receiver->journal), $dead[3], 'redrive: that one arrives, under its old id');
+	is(sqlstate_of($node, 'shopdb', "SELECT shop.redrive('$name', '$dead[3]')"), 'SH' . substr(sql(q{SELECT sqlstate FROM shop.error_codes() WHERE condition = 'dead_letter_not_found'}), 2),
+		'redrive: then it is no dead letter any more');
+	sql("SELECT shop.emit_event('$name', 'test', 'a', '{}')");
+	$receiver->wait_for(2);
+	is(sql("SELECT shop.redrive_all('$name', now() + interval '1 h')"), '0', 'redrive: none has died since in an hour');
+	is(sql("SELECT shop.redrive_all('$name', now() - interval '1 h')"), '8', 'redrive: all others can be');
+	await_fate($name, 'delivered');
+	is($receiver->taken, 10, 'redrive: and arrive');
+	check_relay($name);
+	check_shop($name);
+	drop($name);
+}
+
+#
+# While a request hangs
+#
+
+{
+	my $name = 'while a request hangs';
+	my $receiver = start_receiver($node);
+	my $in_transaction = 0;
+
+	$cases++;
+	create($name, $receiver->url('/hang?times=2'), { timeout => 30000 });
+	sql("SELECT shop.emit_event('$name', 'test', 'a', '{}')");
+	await(20, sub { $receiver->journal });
+	for (1 .. 20)
+	{
+		$in_transaction += sql(
+			q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'shop relay'
+			   AND (xact_start IS NOT NULL OR backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)});
+		sleep 0.01;
+	}
+	cmp_ok($in_transaction, '<=', 1, "$name: the relay has no transaction open, in $in_transaction of 20 looks");
+	is(scalar $receiver->journal, 1, "$name: it still does");
+	check_relay($name);
+	await(20, sub { $receiver->journal > 1 });
+	check_relay("$name again");
+	await_fate($name, 'delivered');
+	check_events($name, 'delivered', $receiver);
+	is(keys %{ { map { $_->{webhook_id} => 1 } $receiver->journal } }, 1, "$name: every try has the same id");
+	drop($name);
+
+	for my $verb (qw(pause_endpoint drop_endpoint))
+	{
+		my $what = "$verb() $name";
+		my $hanging = start_receiver($node);
+
+		$cases++;
+		create($what, $hanging->url('/hang'), { timeout => 30000 });
+		emit($what);
+		await(20, sub { $hanging->journal });
+		my $start = time;
+		sql(sprintf 'SELECT shop.%s(%s)', $verb, literal($what));
+		cmp_ok(time - $start, '<', 1, "$what: nobody waits for that");
+		check_relay($what);
+		check_shop($what);
+		drop($what) if $verb eq 'pause_endpoint';
+	}
+}
+
+cmp_ok($cases, '>=', 60, "there were $cases cases");
+is($elsewhere->count->{connections}, 0, 'nothing went to a proxy, or where a redirect said');
+healthy($node, 'shopdb', 'verify() finds nothing');
+end_session($session);
+$node->stop;
+unlike(slurp_file($node->logfile), qr/PANIC|TRAP|was terminated by signal|server process .* exited with exit code/, 'no process crashed');
+done_testing();
