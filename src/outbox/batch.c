@@ -49,10 +49,14 @@
 	" coalesce(horizon_xid <= pg_snapshot_xmin(pg_current_snapshot()), false), retry_at, types, acked, horizon_no, " \
 	"run_as_oid, shop.is_home(system_identifier, database_oid), paused, secret, options"
 
-#define LOCK_ENDPOINT " FROM shop.endpoint WHERE endpoint_id = $1 FOR NO KEY UPDATE"
+#define OF_ENDPOINT " FROM shop.endpoint WHERE endpoint_id = $1"
+#define READY " AND NOT paused AND shop.is_home(system_identifier, database_oid)"
 
-static ShopQuery lock_endpoint = SHOP_QUERY("SELECT " ENDPOINT_COLUMNS LOCK_ENDPOINT, INT8OID);
-static ShopQuery lock_free_endpoint = SHOP_QUERY("SELECT " ENDPOINT_COLUMNS LOCK_ENDPOINT " SKIP LOCKED", INT8OID);
+static ShopQuery lock_ready = SHOP_QUERY("SELECT " ENDPOINT_COLUMNS OF_ENDPOINT READY " FOR NO KEY UPDATE", INT8OID);
+static ShopQuery lock_free_ready = SHOP_QUERY(
+	"SELECT " ENDPOINT_COLUMNS OF_ENDPOINT READY " FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
+static ShopQuery lock_free = SHOP_QUERY(
+	"SELECT " ENDPOINT_COLUMNS OF_ENDPOINT " FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
 
 #define EVENT \
 	"jsonb_build_object('specversion', '1.0', 'id', o.id, 'source', '/shop/' || current_database()," \
@@ -208,14 +212,13 @@ copy_varlena(uint64 row, int column)
 	return PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
 }
 
-/* Locks an endpoint's row; false if it is gone, or (without waiting) busy. */
-bool
-shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet)
+static bool
+lock(ShopQuery *query, int64 endpoint_id, ShopOutlet *outlet)
 {
 	MemoryContext before;
 	bool isnull;
 
-	if (shop_query(wait ? &lock_endpoint : &lock_free_endpoint, SHOP_VALUES(shop_int8(endpoint_id))) == 0)
+	if (shop_query(query, SHOP_VALUES(shop_int8(endpoint_id))) == 0)
 		return false;
 	before = MemoryContextSwitchTo(outlet->context ? outlet->context : CurrentMemoryContext);
 	outlet->pub.endpoint_id = endpoint_id;
@@ -241,6 +244,20 @@ shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet)
 	outlet->pub.options = DatumGetJsonbP(copy_varlena(0, 19));
 	MemoryContextSwitchTo(before);
 	return true;
+}
+
+/* Locks an endpoint's row; false if it is not there, paused, a copy, or (without waiting) busy. */
+bool
+shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet)
+{
+	return lock(wait ? &lock_ready : &lock_free_ready, endpoint_id, outlet);
+}
+
+/* Locks it whatever state it is in, without waiting. */
+bool
+shop_batch_lock_any(int64 endpoint_id, ShopOutlet *outlet)
+{
+	return lock(&lock_free, endpoint_id, outlet);
 }
 
 /* The events live as long as the batch; all else is gone with the transaction. */

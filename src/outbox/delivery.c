@@ -117,7 +117,7 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait)
 	ShopOutlet outlet = {0};
 	ShopBatch batch = {0};
 
-	if (!shop_batch_lock(endpoint_id, wait, &outlet) || !outlet.ready)
+	if (!shop_batch_lock(endpoint_id, wait, &outlet))
 		return result;
 	if (outlet.retry_at > now)
 	{

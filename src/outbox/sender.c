@@ -340,7 +340,7 @@ lock_outlet(ShopSender *sender)
 	int failures = sender->outlet.failures;
 
 	MemoryContextReset(sender->outlet.context);
-	if (!shop_batch_lock(sender->endpoint_id, false, &sender->outlet))
+	if (!shop_batch_lock_any(sender->endpoint_id, &sender->outlet))
 		return false;
 	/* Unless somebody has resumed the endpoint, our count is newer. */
 	if (sender->outlet.failures == sender->failures)
