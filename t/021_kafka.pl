@@ -100,6 +100,7 @@ $node->append_conf(
 	shared_preload_libraries = 'shop'
 	max_worker_processes = 16
 	timezone = 'UTC'
+	log_statement = none
 	statement_timeout = '60s'
 	restart_after_crash = on
 });
@@ -275,6 +276,12 @@ sub emit
 	return;
 }
 
+sub json_of_size
+{
+	my ($size) = @_;
+	return encode_json({ text => 'x' x $size });
+}
+
 # Events of an endpoint from four sessions, some 20 keys in each, one transaction in ten
 # rolled back.
 sub start_emitting
@@ -333,6 +340,13 @@ sub delivered_total
 	return sql(sprintf 'SELECT delivered_total FROM shop.endpoints WHERE name = %s', literal($name));
 }
 
+sub drop
+{
+	my ($name) = @_;
+	sql(sprintf 'SELECT shop.drop_endpoint(%s)', literal($name));
+	return;
+}
+
 # A condition: all events of an endpoint are delivered or dead.
 sub is_done
 {
@@ -376,21 +390,21 @@ sub is_paused
 # partition of its own, that nothing else has, and that all else is dead.
 #   dead     how many are; 0 if not given
 #   redriven keys with events that were, and may have been overtaken
+# Returns the messages.
 sub check_events
 {
 	my ($name, %arg) = @_;
 	my @fates = fates($name);
 	my (%wanted, %got, %seen, %partition);
-	my $n = 0;
 
 	for (@fates)
 	{
 		push @{ $wanted{ $_->[1] } }, $_->[0] if $_->[2] eq 'delivered';
 	}
-	for my $message (messages($name))
+	my @messages = messages($name);
+	for my $message (@messages)
 	{
 		my $id = $message->{header}{ce_id} // '';
-		$n++;
 		$partition{ $message->{key} }{ $message->{partition} } = 1;
 		push @{ $got{ $message->{key} } }, $id if !$seen{$id}++;
 	}
@@ -402,22 +416,22 @@ sub check_events
 	is(scalar(grep { $_->[2] eq 'dead' } @fates), $arg{dead} // 0, "$name: " . ($arg{dead} // 'no') . ' event is dead');
 	is(scalar(grep { $_->[2] eq 'waiting' } @fates), 0, "$name: none waits");
 	is_deeply(\%got, \%wanted, sprintf '%s: %d events have arrived, in the order of their keys, and nothing else (%d messages)',
-		$name, scalar(@fates) - ($arg{dead} // 0), $n);
+		$name, scalar(@fates) - ($arg{dead} // 0), scalar @messages);
 	is(scalar(grep { keys %$_ > 1 } values %partition), 0, "$name: each key has one partition");
 	healthy($node, 'shopdb', "$name: verify() finds nothing");
-	return;
+	return @messages;
 }
 
-# The end of a case, good or bad: all has arrived, and the endpoint goes.
+# The end of a case: all has arrived, and the endpoint goes.  Returns the messages.
 sub finish
 {
 	my ($name, %arg) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	await_done($name);
-	check_events($name, %arg);
-	sql(sprintf 'SELECT shop.drop_endpoint(%s)', literal($name));
-	return;
+	my @messages = check_events($name, %arg);
+	drop($name);
+	return @messages;
 }
 
 #
@@ -522,9 +536,10 @@ my $traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';
 my $data = '{"text": "a \"b\" é ☃ 😀", "number": 12345678901234567890.50, "list": [1, null, true, {}]}';
 my $id = sql(sprintf q{SET shop.traceparent = '%s'; SELECT shop.emit_event('arrival.one', 'cart', 'schlüssel 1', %s)}, $traceparent, literal($data));
 sql(q{RESET shop.traceparent; SELECT shop.emit_event('arrival.two', 'cart', repeat('k', 255), 'null')});
-await_done('arrival');
-my ($message, @more) = grep { $_->{header}{ce_type} eq 'arrival.one' } messages('arrival');
-is(@more + 0, 0, 'an event arrives once');
+my %arrived;
+push @{ $arrived{ $_->{header}{ce_type} } }, $_ for finish('arrival');
+is(join(' ', map { scalar @$_ } values %arrived), '1 1', 'an event arrives once');
+my $message = $arrived{'arrival.one'}[0];
 is($message->{key}, 'schlüssel 1', 'its key is the aggregateid');
 is_deeply(json($message->{value}), json($data), 'its value is the data');
 like($message->{value}, qr/12345678901234567890\.50/, 'numbers are what they were');
@@ -536,18 +551,15 @@ my $expected = json(
 		           'ce_time', to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), 'ce_traceparent', %s::text)
 		  FROM shop.outbox WHERE id = %s}, literal($traceparent), literal($id)));
 is_deeply($message->{header}, $expected, 'its attributes are headers');
-($message) = grep { $_->{header}{ce_type} eq 'arrival.two' } messages('arrival');
+$message = $arrived{'arrival.two'}[0];
 is($message->{key}, 'k' x 255, 'a key may be long');
 is($message->{value}, 'null', 'null is a value');
 ok(!exists $message->{header}{ce_traceparent}, 'no traceparent, no header');
-finish('arrival');
 
 create('filter', types => '{filter.a,filter.b.*}');
 sql(qq{SELECT shop.emit_event('filter.$_', 'test', '$_', '{}')}) for qw(a a.c b b.c b.d.e bc);
 sql(q{SELECT shop.emit_event('filters', 'test', 'filters', '{}')});
-await_done('filter');
-is(join(' ', sort map { $_->{key} } messages('filter')), 'a b.c b.d.e', 'types are those asked for');
-finish('filter');
+is(join(' ', sort map { $_->{key} } finish('filter')), 'a b.c b.d.e', 'types are those asked for');
 
 create('orders', types => '{order.*}', partitions => 4);
 my $load = start_load($node, 'shopdb', 2);
@@ -556,10 +568,8 @@ finish('orders');
 
 create('partitions', partitions => 7);
 emit('partitions', 100) for 1 .. 5;
-await_done('partitions');
-my %used = map { $_->{partition} => 1 } messages('partitions');
+my %used = map { $_->{partition} => 1 } finish('partitions');
 is(scalar keys %used, 7, 'keys are spread over the partitions');
-finish('partitions');
 
 sql(q{BEGIN; SELECT shop.emit_event('from start', 'test', k, '{}') FROM unnest('{a,b,a}'::text[]) k; COMMIT});
 create('from start', options => { from_start => JSON::PP::true });
@@ -694,6 +704,20 @@ try_fault(
 	failing => 'sequence number');
 
 #
+# A program that is stopped, while the tests go on: more than its pipe can hold waits
+#
+
+my @before = programs();
+create('a program that is stopped', cluster => $calm_cluster, partitions => 4);
+emit('a program that is stopped');
+await_done('a program that is stopped');
+my ($stopped) = programs_but(@before);
+my $stopped_at = time;
+kill STOP => $stopped;
+emit('a program that is stopped', 100, json_of_size(2000));
+check_relay('a program that is stopped');
+
+#
 # The endpoint
 #
 
@@ -737,21 +761,23 @@ check_paused('no right to write', qr/authorization failed/i);
 resume('no right to write');
 finish('no right to write');
 
-for my $bad ([ 'a bad value', 'linger.ms' => 'topsecret' ], [ 'no such setting', 'no.such.setting' => 'topsecret' ],
-	[ 'a setting that loads code', 'plugin.library.paths' => 'topsecret' ])
+my @bad = (
+	[ 'a bad value', 'linger.ms' ], [ 'no such setting', 'no.such.setting' ], [ 'a setting that loads code', 'plugin.library.paths' ]);
+for (@bad)
 {
-	my ($name, $setting, $value) = @$bad;
+	my ($name, $setting) = @$_;
 
-	create($name, settings => { $setting => $value });
+	create($name, settings => { $setting => 'topsecret' });
 	emit($name);
 	check_paused($name, qr/\Q$setting\E/);
 	resume($name);
 	check_paused($name, qr/\Q$setting\E/);
-	is(sql(q{SELECT count(*) FROM shop.endpoints e WHERE e::text LIKE '%topsecret%'}), '0', "$name: the value is not shown");
-	is(join(' ', messages($name)), '', "$name: nothing was sent");
-	sql(sprintf 'SELECT shop.drop_endpoint(%s)', literal($name));
 }
-unlike(slurp_file($node->logfile), qr/topsecret/, 'nor is it in the log');
+is(sql(q{SELECT count(*) FROM shop.endpoints e WHERE e::text LIKE '%topsecret%'}), '0', 'settings are not shown');
+is(sql(q{SELECT count(*) FROM shop.workers w WHERE w::text LIKE '%topsecret%'}), '0', 'nor in errors');
+ok(slurp_file($node->logfile) !~ /topsecret/, 'nor in the log');
+is(join(' ', map { delivered_total($_->[0]) } @bad), '0 0 0', 'bad settings: nothing was sent');
+drop($_->[0]) for @bad;
 
 #
 # Messages
@@ -759,7 +785,7 @@ unlike(slurp_file($node->logfile), qr/topsecret/, 'nor is it in the log');
 
 create('too large');
 emit('too large', 3);
-sql(q{SELECT shop.emit_event('too large', 'test', 'key 1', jsonb_build_object('text', repeat('x', 1500000)))});
+sql(sprintf q{SELECT shop.emit_event('too large', 'test', 'key 1', %s)}, literal(json_of_size(1_500_000)));
 emit('too large', 3);
 await_done('too large');
 is(sql(q{SELECT attempts FROM shop.dead_letters WHERE endpoint = 'too large'}), '3', 'too large: dead after three tries');
@@ -782,4 +808,245 @@ check_events('too large for the topic', dead => 1);
 sql(q{SELECT shop.redrive_all('too large for the topic')});
 finish('too large for the topic', redriven => ['key 1']);
 
+#
+# The program
+#
+
+ok(is_alive($stopped) || time - $stopped_at > 8, 'a program that is stopped: it is given some time');
+ok(await(15, sub { !is_alive($stopped) }), sprintf 'a program that is stopped: it is killed (after %.1f s or less)', time - $stopped_at);
+finish('a program that is stopped');
+
+# Progress of an endpoint, from whatever it has delivered now.
+sub await_progress
+{
+	my ($name) = @_;
+	my $total = delivered_total($name);
+	return await(20, sub { delivered_total($name) > $total });
+}
+
+@before = programs();
+create('a program that is killed', partitions => 4);
+$load = start_emitting('a program that is killed', 4);
+for my $n (1 .. 4)
+{
+	my $progress = await_progress('a program that is killed');
+	my @program = programs_but(@before);
+
+	ok($progress && @program == 1, "a program that is killed: it runs, $n");
+	kill KILL => @program;
+	check_relay('a program that is killed') if $n == 1;
+}
+load_ended($load);
+finish('a program that is killed');
+
+# A case: another program takes the place of one that is killed.
+#   script   what it does; empty: there is none
+#   failing  what shop.endpoints says
+sub try_program
+{
+	my ($name, $script, $failing) = @_;
+	my @before = programs();
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	create($name);
+	emit($name);
+	await_done($name);
+	use_program($script);
+	kill KILL => programs_but(@before);
+	emit($name);
+	ok(await_sql(20, is_failing($name, $failing)), "$name: shop.endpoints says so")
+	  or diag(sql(sprintf 'SELECT last_error FROM shop.endpoints WHERE name = %s', literal($name)));
+	check_relay($name);
+	use_program(undef);
+	emit($name);
+	finish($name);
+	return;
+}
+
+try_program('a program that is missing', '', 'could not start shop_kafka: No such file');
+try_program('a program that cannot be run', "#!$dir/no/interpreter\n", 'could not start shop_kafka');
+try_program('a program that ends at once', "#!/bin/sh\nexit 1\n", 'shop_kafka ended');
+try_program('a program that talks nonsense', "#!/bin/sh\nexec yes nonsense\n", 'no frame');
+try_program('a program without memory', "#!/bin/sh\nulimit -v 50000\nexec $real_program\n", 'shop_kafka ended');
+
+# One event ends it, whenever it comes: that one is dead in the end, no other is.
+use_program(qq{#!$^X
+use strict;
+open my \$to, '|-', '$real_program' or die;
+while (sysread STDIN, my \$chunk, 1000000)
+{
+	kill 9, getppid == \$\$ ? 0 : \$\$ if \$chunk =~ /deadly/;
+	syswrite \$to, \$chunk;
+}
+});
+create('an event that ends the program', options => { max_attempts => 3 });
+emit('an event that ends the program', 3);
+sql(q{SELECT shop.emit_event('an event that ends the program', 'test', 'key 1', '{"n": "deadly"}')});
+emit('an event that ends the program', 3);
+await_done('an event that ends the program');
+check_relay('an event that ends the program');
+is(sql(q{SELECT attempts FROM shop.dead_letters WHERE endpoint = 'an event that ends the program'}), '3', 'an event that ends the program: dead after three tries');
+check_events('an event that ends the program', dead => 1);
+use_program(undef);
+kill KILL => programs();
+sql(q{SELECT shop.redrive_all('an event that ends the program')});
+finish('an event that ends the program', redriven => ['key 1']);
+
+#
+# The relay
+#
+
+# Ends it, in time, and looks for what it leaves behind.
+sub end_relay
+{
+	my ($name) = @_;
+	my @program = programs();
+	my $start = time;
+	my $ended = sql(q{SELECT pg_terminate_backend(pid, 1000) FROM shop.workers WHERE kind = 'relay'});
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok($ended eq 't', sprintf '%s: the relay ends (%.2f of 1 s)', $name, time - $start);
+	all_gone($name, @program);
+	wake_launcher();
+	return;
+}
+
+create('a relay that is ended', types => '{order.*}', partitions => 4);
+$load = start_load($node, 'shopdb', 4);
+for (1 .. 4)
+{
+	await_progress('a relay that is ended');
+	end_relay('a relay that is ended');
+}
+load_ended($load);
+finish('a relay that is ended');
+
+create('a relay that is ended while brokers are down');
+emit('a relay that is ended while brokers are down');
+await_done('a relay that is ended while brokers are down');
+mock($cluster, 'down -1');
+emit('a relay that is ended while brokers are down');
+sql('CREATE DATABASE other');
+timed($node, 'postgres', 1, 'DROP DATABASE other', 'brokers are down: another database is dropped');
+check_relay('a relay that is ended while brokers are down');
+end_relay('a relay that is ended while brokers are down');
+check_relay('a relay that is ended while brokers are down');
+mock($cluster, 'up -1');
+finish('a relay that is ended while brokers are down');
+
+create('a relay that is ended while its program is stopped');
+emit('a relay that is ended while its program is stopped');
+await_done('a relay that is ended while its program is stopped');
+kill STOP => programs();
+emit('a relay that is ended while its program is stopped');
+end_relay('a relay that is ended while its program is stopped');
+finish('a relay that is ended while its program is stopped');
+
+create('pause and resume', partitions => 4);
+$load = start_emitting('pause and resume', 2);
+await_progress('pause and resume');
+sql(q{SELECT shop.pause_endpoint('pause and resume')});
+ok(await_sql(5, q{inflight IS NULL FROM shop.endpoint WHERE name = 'pause and resume'}), 'pause and resume: what is on its way comes to an end');
+load_ended($load);
+my $total = delivered_total('pause and resume');
+emit('pause and resume');
+check_relay('pause and resume');
+is(delivered_total('pause and resume'), $total, 'pause and resume: nothing is sent meanwhile');
+my %sent = map { $_->{header}{ce_id} => 1 } messages('pause and resume');
+is(scalar keys %sent, $total, 'pause and resume: as the topic has it');
+resume('pause and resume');
+finish('pause and resume');
+
+@before = programs();
+create('drop', partitions => 4);
+$load = start_emitting('drop', 2);
+await_progress('drop');
+my @dropped = programs_but(@before);
+drop('drop');
+load_ended($load);
+check_relay('drop');
+all_gone('drop', @dropped);
+is(sql('SELECT count(*) FROM shop.delivery LEFT JOIN shop.endpoint e USING (endpoint_id) WHERE e.endpoint_id IS NULL'), '0', 'drop: no delivery is left');
+is( sql(
+		sprintf q{SELECT count(*) FROM unnest(%s::uuid[]) id WHERE NOT EXISTS (SELECT FROM shop.outbox o WHERE o.id = id)},
+		literal('{' . join(',', map { $_->{header}{ce_id} } messages('drop')) . '}')),
+	'0', 'drop: what was sent was committed');
+healthy($node, 'shopdb', 'drop: verify() finds nothing');
+
+#
+# The server
+#
+
+create('a server that is stopped', partitions => 4);
+$load = start_emitting('a server that is stopped', 3);
+await_progress('a server that is stopped');
+my @left = programs();
+$node->stop('immediate');
+all_gone('a server that is stopped', @left);
+load_ended($load);
+$node->start;
+reconnect();
+emit('a server that is stopped');
+finish('a server that is stopped');
+
+create('a relay that is killed', partitions => 4);
+$load = start_emitting('a relay that is killed', 3);
+await_progress('a relay that is killed');
+@left = programs();
+kill KILL => relay();
+all_gone('a relay that is killed', @left);
+load_ended($load);
+reconnect();
+emit('a relay that is killed');
+finish('a relay that is killed');
+
+#
+# Other databases
+#
+
+create('copied');
+emit('copied');
+await_done('copied');
+end_session($session);
+$node->safe_psql('postgres', 'CREATE DATABASE copydb TEMPLATE shopdb; ALTER DATABASE copydb SET shop.worker = on');
+$session = open_session($node, 'copydb');
+emit('copied');
+ok( await_sql(20, q{count(*) > 0 FROM shop.received_events WHERE false OR last_cycle_at IS NOT NULL}), 'x') if 0;
+ok(await_sql(20, q{bool_and(last_cycle_at > (SELECT max(created_at) FROM shop.outbox)) FROM shop.workers WHERE kind = 'relay'}),
+	'copied: the relay of the copy goes by');
+ok(await_sql(1, is_paused('copied')), 'copied: the endpoint is paused there');
+my ($there) = $session;
+$session = open_session($node, 'shopdb');
+emit('copied');
+await_done('copied');
+check_events('copied');
+$session = $there;
+resume('copied');
+await_done('copied');
+is(scalar(grep { $_->{header}{ce_source} eq '/shop/copydb' } messages('copied')), 30, 'copied: until it is resumed there');
+mock($cluster, 'down -1');
+emit('copied');
+ok(await_sql(10, is_failing('copied', 'timed out')), 'copied: brokers are down');
+@left = programs();
+end_session($session);
+$session = open_session($node, 'shopdb');
+timed($node, 'postgres', 1, 'DROP DATABASE copydb', 'copied: a database is dropped while its brokers are down');
+all_gone('copied', @left);
+mock($cluster, 'up -1');
+healthy($node, 'shopdb', 'copied: verify() finds nothing');
+drop('copied');
+
+$node->safe_psql('postgres', q{CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0});
+$node->safe_psql('latin', 'CREATE EXTENSION shop');
+$session = open_session($node, 'latin');
+create('latin');
+sql(q{SET client_encoding = 'UTF8'; SELECT shop.emit_event('latin', 'test', 'schlüssel', '{"text": "é"}')});
+await_done('latin');
+is(join(' ', map { "$_->{key} $_->{value} $_->{header}{ce_subject}" } messages('latin')), 'schlüssel {"text": "é"} schlüssel', 'messages are UTF-8, whatever the database is');
+end_session($session);
+
+$session = open_session($node, 'shopdb');
+check_events('beside');
+end_session($session);
+$node->stop;
 done_testing();

@@ -31,8 +31,12 @@
 #include "utils/memutils.h"
 #include "worker/worker.h"
 
-/* Events loaded beyond those that can be sent at once. */
+/*
+ * Events loaded, of those that can be sent at once.  More means fewer
+ * transactions; but all of them count as tried when a relay ends.
+ */
 #define WINDOW_FACTOR 2
+#define MIN_WINDOW 256
 
 /* Answers wait for so long to be recorded together. */
 #define RECORD_MS 10
@@ -296,6 +300,12 @@ config_of(const ShopEndpoint *endpoint)
 		JsonbToCString(NULL, &endpoint->options->root, 0));
 }
 
+static int
+window_size(const ShopSender *sender)
+{
+	return Max(sender->max_requests * sender->max_messages * WINDOW_FACTOR, MIN_WINDOW);
+}
+
 /* Opens the connection anew if the endpoint is not what it was; true if there is one. */
 static bool
 connect(ShopSender *sender)
@@ -372,7 +382,7 @@ unfinished(const ShopBatch *window)
 static bool
 load(ShopSender *sender, TimestampTz now)
 {
-	int room = sender->max_requests * sender->max_messages * WINDOW_FACTOR - unfinished(&sender->window);
+	int room = window_size(sender) - unfinished(&sender->window);
 	int before = sender->window.n;
 
 	if (room <= 0 || sender->outlet.retry_at > now ||
@@ -391,7 +401,7 @@ next_run(ShopSender *sender, TimestampTz now)
 
 	if (broken && left > 0)
 		return sender->outlet.retry_at > now ? sender->outlet.retry_at : DT_NOEND;
-	if (sender->window.full && left < sender->max_requests * sender->max_messages)
+	if (sender->window.full && left < window_size(sender) / 2)
 		return broken ? sender->outlet.retry_at : now;
 	return Max(shop_batch_next_retry(&sender->outlet, &sender->window), broken ? sender->outlet.retry_at : DT_NOBEGIN);
 }
@@ -461,9 +471,8 @@ static bool
 is_due(const ShopSender *sender, TimestampTz now)
 {
 	return sender->run_at <= now || sender->window.pause_reason ||
-		   (sender->answered > 0 &&
-			   (sender->requests == 0 || sender->answered >= sender->max_requests * sender->max_messages / 2 ||
-				   TimestampDifferenceExceeds(sender->recorded_at, now, RECORD_MS)));
+		   (sender->answered > 0 && (sender->requests == 0 || sender->answered >= window_size(sender) / 2 ||
+										TimestampDifferenceExceeds(sender->recorded_at, now, RECORD_MS)));
 }
 
 /*
