@@ -105,7 +105,7 @@ static const ShopError others[] = {
 		"locks of the caller's own transaction were taken in opposite orders: run it again"},
 	{"42883", "undefined_function", 422, false, NULL, NULL, "the function that a url names does not exist"},
 	{"42501", "insufficient_privilege", 403, false, NULL, NULL,
-		"the role has not been granted access with shop.grant_access()"},
+		"the role has not been granted access with shop.grant_access(), or may not name this host or file"},
 	{"55000", "object_not_in_prerequisite_state", 409, false, NULL, NULL,
 		"the extension cannot be dropped while there are orders"},
 	{"55P03", "lock_not_available", 503, true, NULL, NULL, "lock_timeout ran out; nothing was done"},

@@ -167,6 +167,8 @@ check_traceparent(char **value, void **extra, GucSource source)
 		return true;
 	for (size_t i = 0; valid && form[i]; i++)
 		valid = form[i] == 'x' ? strchr("0123456789abcdef", text[i]) != NULL : form[i] == text[i];
+	/* Ids of nothing but zeros are no ids. */
+	valid = valid && strspn(text + 3, "0") < 32 && strspn(text + 36, "0") < 16;
 	if (!valid)
 		GUC_check_errdetail("shop.traceparent is a W3C traceparent of version 00, or empty.");
 	return valid;

@@ -59,6 +59,7 @@ typedef struct ShopEvent
 	int attempts;
 	bool retry;	  /* does it have a row in shop.delivery? */
 	bool suspect; /* did its sender end before it knew the answer? */
+	bool single;  /* to be sent in a request of its own */
 	ShopEventState state;
 	char *error;
 	bool settled;		/* is its row of shop.delivery as it should be? */

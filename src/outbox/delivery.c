@@ -23,6 +23,8 @@ static ShopQuery list_endpoints = SHOP_QUERY(
 	" WHERE url LIKE 'function:%' AND ($1 IS NULL OR name = $1 AND NOT builtin) ORDER BY endpoint_id",
 	TEXTOID);
 
+static ShopQuery find_remote = SHOP_QUERY("SELECT FROM shop.endpoint WHERE name = $1 AND NOT builtin", TEXTOID);
+
 static ShopQuery find_builtin = SHOP_QUERY("SELECT endpoint_id FROM shop.endpoint WHERE builtin");
 
 SHOP_FUNCTION(shop_deliver_events);
@@ -163,6 +165,8 @@ deliver_all(const char *name, int64 max_events)
 
 	shop_endpoint_ensure_builtin();
 	n = shop_query(&list_endpoints, SHOP_VALUES(shop_text(name)));
+	if (n == 0 && name != NULL && shop_query(&find_remote, SHOP_VALUES(shop_text(name))) > 0)
+		shop_reject("endpoint", "must be a function: endpoint; to all others the worker delivers");
 	if (n == 0 && name != NULL)
 		shop_refuse(SHOP_ENDPOINT_NOT_FOUND, "{\"endpoint\": %s}", shop_json_string(name));
 

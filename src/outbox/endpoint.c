@@ -241,7 +241,28 @@ check_headers(const JsonbValue *object)
 	}
 }
 
-/* Settings of librdkafka; the program that has them checks them. */
+/* A file that the server may read; only those who may do so anyway may name it. */
+static void
+check_may_name_files(const char *option)
+{
+	if (!superuser_arg(GetOuterUserId()) && !has_privs_of_role(GetOuterUserId(), ROLE_PG_READ_SERVER_FILES))
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("permission denied for %s", option),
+						   errdetail("{\"argument\": \"options\"}"),
+						   errhint("Only roles with the privileges of pg_read_server_files may name a file.")));
+}
+
+static void
+check_ca_file(const JsonbValue *value)
+{
+	if (value->type != jbvString || value->val.string.len == 0 || value->val.string.len > 1000)
+		shop_reject("options", "must have a file name as ca_file");
+	check_may_name_files("ca_file");
+}
+
+/* Where the brokers are is said by the url, which was checked. */
+static const char *const own_settings[] = {"bootstrap.servers", "metadata.broker.list"};
+
+/* Settings of librdkafka; what else there is to check is for the program that has it. */
 static void
 check_kafka_settings(const JsonbValue *object)
 {
@@ -254,22 +275,17 @@ check_kafka_settings(const JsonbValue *object)
 	(void) JsonbIteratorNext(&it, &value, false);
 	while (JsonbIteratorNext(&it, &value, true) == WJB_KEY)
 	{
+		char *name = pnstrdup(value.val.string.val, value.val.string.len);
+
 		(void) JsonbIteratorNext(&it, &value, true);
 		if (value.type != jbvString && value.type != jbvNumeric && value.type != jbvBool)
 			shop_reject("options", "must have strings, numbers and booleans as settings of kafka");
+		for (size_t i = 0; i < lengthof(own_settings); i++)
+			if (pg_strcasecmp(name, own_settings[i]) == 0)
+				shop_reject("options", "must not have %s among the settings of kafka; the url names the brokers", name);
+		if (strstr(name, ".location") || strstr(name, "keytab"))
+			check_may_name_files(name);
 	}
-}
-
-/* A file that the server may read; only those who may do so anyway may name it. */
-static void
-check_ca_file(const JsonbValue *value)
-{
-	if (value->type != jbvString || value->val.string.len == 0 || value->val.string.len > 1000)
-		shop_reject("options", "must have a file name as ca_file");
-	if (!superuser_arg(GetOuterUserId()) && !has_privs_of_role(GetOuterUserId(), ROLE_PG_READ_SERVER_FILES))
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("permission denied for ca_file"),
-						   errdetail("{\"argument\": \"options\"}"),
-						   errhint("Only roles with the privileges of pg_read_server_files may name a file.")));
 }
 
 static void

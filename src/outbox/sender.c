@@ -137,10 +137,10 @@ shop_sender_drop(ShopSender *sender)
 
 /* A request of several events that was turned down says nothing about each of them. */
 static void
-try_alone(ShopEvent *event)
+try_single(ShopEvent *event)
 {
 	event->state = SHOP_EVENT_UNTRIED;
-	event->suspect = true;
+	event->single = true;
 }
 
 static void
@@ -155,7 +155,7 @@ take_answer(ShopSender *sender, ShopEvent *event, int n, const ShopAnswer *answe
 	else if (answer->verdict == SHOP_MISCONFIGURED)
 		event->state = SHOP_EVENT_UNTRIED;
 	else if (answer->verdict == SHOP_REJECTED && n > 1)
-		try_alone(event);
+		try_single(event);
 	else
 	{
 		event->max_attempts = answer->verdict == SHOP_REJECTED ? SHOP_REJECTED_ATTEMPTS : 0;
@@ -189,20 +189,41 @@ answered(void *arg, const ShopAnswer *answer)
  * Sending
  */
 
+/* Before that, the connection takes nothing. */
+static TimestampTz
+ready_at(const ShopSender *sender)
+{
+	return sender->connection && sender->sink->ready_at ? sender->sink->ready_at(sender->connection) : DT_NOBEGIN;
+}
+
 static bool
 may_send(const ShopSender *sender)
 {
-	return sender->connection && sender->outlet.ready && !sender->window.pause_reason && !sender->alone &&
+	return sender->connection && ready_at(sender) <= shop_now() && sender->outlet.ready &&
+		   !sender->window.pause_reason && !sender->alone &&
 		   sender->requests < (sender->outlet.failures >= SHOP_BREAKER_FAILURES ? 1 : sender->max_requests) &&
 		   sender->outlet.retry_at <= shop_now();
+}
+
+/*
+ * How many requests may be on their way with a suspect.  Fewer with every
+ * sender that ended with it, so that the one at fault is alone in the end, and
+ * a thousand that a restart of the server has made suspect are not.
+ */
+static int
+suspect_limit(const ShopEvent *event)
+{
+	return event->attempts <= 1 ? 64 : event->attempts == 2 ? 8 : 1;
 }
 
 /* Is the event one that can leave with the request, as far as it has been filled? */
 static bool
 fits(ShopSender *sender, const Request *request, const ShopEvent *event)
 {
-	if (event->suspect)
-		return request->n == 0 && sender->requests == 0;
+	if (event->suspect && sender->requests >= suspect_limit(event))
+		return false;
+	if ((event->suspect || event->single) && request->n > 0)
+		return false;
 	if (hash_search(sender->busy, event->key, HASH_FIND, NULL) == NULL)
 		return true;
 	for (int i = 0; i < request->n; i++)
@@ -222,23 +243,22 @@ fill_request(ShopSender *sender, Request *request, int from)
 	for (i = from; i < window->n && request->n < limit; i++)
 	{
 		ShopEvent *event = window->events[i];
+		bool alone = event->suspect && suspect_limit(event) == 1;
 
 		if (event->state != SHOP_EVENT_UNTRIED)
 			continue;
 		if (!fits(sender, request, event))
 		{
 			/* What comes later must not overtake what is to be sent alone. */
-			if (event->suspect)
+			if (alone)
 				break;
 			continue;
 		}
 		(void) hash_search(sender->busy, event->key, HASH_ENTER, NULL);
 		request->events[request->n++] = event;
-		if (event->suspect)
-		{
-			sender->alone = true;
-			break;
-		}
+		sender->alone = alone;
+		if (event->suspect || event->single)
+			return i + 1;
 	}
 	return i;
 }
@@ -489,6 +509,8 @@ shop_sender_run(ShopSender *sender, bool look)
 	send_all(sender);
 	if (sender->busy_until > now)
 		return sender->busy_until;
+	if (ready_at(sender) > now && sender->answered == 0)
+		return Min(sender->run_at, ready_at(sender));
 	if (sender->answered > 0)
 		return Min(sender->run_at, TimestampTzPlusMilliseconds(sender->recorded_at, RECORD_MS));
 	return sender->run_at;

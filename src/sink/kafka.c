@@ -28,6 +28,7 @@
 #include "miscadmin.h"
 #include "sink/hosts.h"
 #include "sink/poll.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
@@ -195,13 +196,28 @@ make_configuration(Kafka *kafka, const ShopEndpoint *endpoint)
 	end_frame(buf, start);
 }
 
+/* A program that is stopped would stay when the relay goes. */
+static void
+kill_programs(int code, Datum arg)
+{
+	(void) code;
+	(void) arg;
+	for (Kafka *kafka = programs; kafka; kafka = kafka->next)
+		if (kafka->pid != 0)
+			kill(kafka->pid, SIGKILL);
+}
+
 static void *
 open_kafka(const ShopEndpoint *endpoint, ShopAnswered answered)
 {
 	Kafka *kafka = palloc0(sizeof(Kafka));
 	JsonbValue *in_flight = find_option(endpoint->options, "in_flight");
+	static bool registered = false;
 
 	shop_poll_start();
+	if (!registered)
+		on_proc_exit(kill_programs, (Datum) 0);
+	registered = true;
 	kafka->context = CurrentMemoryContext;
 	kafka->answered = answered;
 	kafka->max_requests = in_flight ? DatumGetInt32(
@@ -216,6 +232,15 @@ open_kafka(const ShopEndpoint *endpoint, ShopAnswered answered)
 	kafka->next = programs;
 	programs = kafka;
 	return kafka;
+}
+
+/* A program that ended is started again after a while. */
+static TimestampTz
+get_ready_at(void *arg)
+{
+	Kafka *kafka = arg;
+
+	return kafka->pid == 0 ? kafka->start_at : DT_NOBEGIN;
 }
 
 static void
@@ -311,6 +336,7 @@ spawn(Kafka *kafka, int in, int out)
 		return true;
 	kafka->pid = 0;
 	snprintf(kafka->error, sizeof(kafka->error), "could not start %s: %s", PROGRAM, strerror(rc));
+	errno = rc;
 	return false;
 }
 
@@ -352,8 +378,11 @@ start_program(Kafka *kafka)
 	close(answer[1]);
 	if (!started)
 	{
+		int reason = errno;
+
 		close(request[1]);
 		close(answer[0]);
+		errno = reason;
 		return false;
 	}
 	kafka->to = request[1];
@@ -576,18 +605,13 @@ look_after(Kafka *kafka, TimestampTz now)
 
 	if (kafka->pid == 0 && kafka->out.len > 0)
 	{
-		if (now < kafka->start_at)
-		{
-			resetStringInfo(&kafka->out);
-			answer_all(kafka, SHOP_TRY_AGAIN, false, kafka->error);
-			return;
-		}
 		/* The configuration goes before what has been written meanwhile. */
 		messages = kafka->out;
 		initStringInfo(&kafka->out);
 		if (!start_program(kafka))
 		{
-			give_up(kafka, SHOP_TRY_AGAIN, kafka->error);
+			/* A program that is not there will not be there in a minute either. */
+			give_up(kafka, errno == ENOENT || errno == EACCES ? SHOP_MISCONFIGURED : SHOP_TRY_AGAIN, kafka->error);
 			return;
 		}
 		appendBinaryStringInfo(&kafka->out, messages.data, messages.len);
@@ -656,24 +680,67 @@ close_kafka(void *arg)
 		}
 }
 
+static bool
+is_port(const char *text)
+{
+	return strspn(text, "0123456789") == strlen(text) && strlen(text) >= 1 && strlen(text) <= 5 && atoi(text) >= 1 &&
+		   atoi(text) <= 65535;
+}
+
+/* Cuts a broker's port off; false if what is left is no host, or the port none. */
+static bool
+split_broker(char *broker)
+{
+	char *port = NULL;
+	size_t length;
+
+	if (*broker == '[')
+	{
+		length = strspn(broker + 1, "0123456789abcdefABCDEF:.");
+		if (length == 0 || broker[length + 1] != ']')
+			return false;
+		port = broker + length + 2;
+	}
+	else
+	{
+		length = strspn(broker, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
+		if (length == 0)
+			return false;
+		port = broker + length;
+	}
+	if (*port == '\0')
+		return true;
+	if (*port != ':' || !is_port(port + 1))
+		return false;
+	*port = '\0';
+	return true;
+}
+
+static bool
+is_topic(const char *topic)
+{
+	size_t length = strlen(topic);
+
+	return length >= 1 && length <= 249 && strcmp(topic, ".") != 0 && strcmp(topic, "..") != 0 &&
+		   strspn(topic, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == length;
+}
+
 /* Brokers that the role may name, and a topic as Kafka allows them. */
 static void
 check_kafka(const char *url, Oid role)
 {
-	const char *topic = topic_of(url);
-	char *brokers = brokers_of(url);
-	char *rest = NULL;
+	char *broker = brokers_of(url);
+	char *next;
 
-	if (*brokers == '\0' || strlen(url) > 2000 ||
-		strspn(topic, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != strlen(topic) ||
-		*topic == '\0' || strlen(topic) > 249)
+	if (strlen(url) > 2000 || !is_topic(topic_of(url)))
 		shop_reject("url", "must be kafka://broker[,broker]/topic");
-	for (char *broker = strtok_r(brokers, ",", &rest); broker; broker = strtok_r(NULL, ",", &rest))
+	for (; broker; broker = next)
 	{
-		char *port = strrchr(broker, ':');
-
-		if (port)
-			*port = '\0';
+		next = strchr(broker, ',');
+		if (next)
+			*next++ = '\0';
+		if (!split_broker(broker))
+			shop_reject("url", "must be kafka://broker[,broker]/topic");
 		shop_hosts_check(broker, role);
 	}
 }
@@ -683,6 +750,7 @@ const ShopSink shop_sink_kafka = {
 	.check = check_kafka,
 	.open = open_kafka,
 	.limits = get_limits,
+	.ready_at = get_ready_at,
 	.send = send_kafka,
 	.close = close_kafka,
 };

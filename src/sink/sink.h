@@ -74,6 +74,9 @@ typedef struct ShopSink
 	/* How many requests at once, and how many messages a request, at most. */
 	void (*limits)(void *connection, int *requests, int *messages);
 
+	/* Before that, nothing must be sent; NULL: at any time. */
+	TimestampTz (*ready_at)(void *connection);
+
 	/* Sends; `answered` will be called with `request` once, in poll() or close(). */
 	void (*send)(void *connection, const ShopMessage *messages, int n, void *request);
 

@@ -19,6 +19,7 @@
 #include "worker/worker.h"
 
 #include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "outbox/outbox.h"
 #include "outbox/sender.h"
@@ -167,6 +168,9 @@ shop_relay_main(Datum arg)
 	shop_process_begin("starting");
 	if (!shop_try_lock_session(SHOP_LOCK_RELAY, 0))
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another relay is running in this database")));
+	/* What leaves is UTF-8; outside of transactions only a conversion looked up before works. */
+	if (PrepareClientEncoding(PG_UTF8) >= 0)
+		(void) SetClientEncoding(PG_UTF8);
 	shop_process_commit();
 	shop_process_run(relay_cycle, shop_sink_fd);
 }
