@@ -319,6 +319,54 @@ event_numbers(const ShopBatch *batch, int from, bool retry)
 	return shop_int8_array(numbers, n);
 }
 
+static void
+free_event(ShopEvent *event)
+{
+	if (event->event)
+		pfree(DatumGetPointer(event->event));
+	if (event->error)
+		pfree(event->error);
+	if (event->traceparent)
+		pfree(event->traceparent);
+	pfree(event->key);
+	pfree(event);
+}
+
+/*
+ * How many events may be on their way together with this one.  Fewer with
+ * every sender that ended with it, and on its last try it is alone, so that
+ * the one at fault takes no other with it; but a thousand that a restart of
+ * the server has made suspect do not go one by one.
+ */
+int
+shop_event_company(const ShopOutlet *outlet, const ShopEvent *event)
+{
+	if (!event->suspect)
+		return INT_MAX;
+	if (event->attempts >= outlet->max_attempts - 1 || event->attempts >= 3)
+		return 1;
+	return event->attempts == 2 ? 8 : 64;
+}
+
+/* Of what was loaded from `from` on, keeps only an event that has to be alone, if there is one. */
+static bool
+isolate(const ShopOutlet *outlet, ShopBatch *batch, int from)
+{
+	for (int i = from; i < batch->n; i++)
+		if (shop_event_company(outlet, batch->events[i]) == 1)
+		{
+			ShopEvent *kept = batch->events[i];
+
+			for (int j = from; j < batch->n; j++)
+				if (j != i)
+					free_event(batch->events[j]);
+			batch->events[from] = kept;
+			batch->n = from + 1;
+			return true;
+		}
+	return false;
+}
+
 /* An event whose senders have ended as often as it may be tried is not tried again. */
 static void
 give_up_suspects(const ShopOutlet *outlet, ShopBatch *batch, int from)
@@ -345,6 +393,7 @@ shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool leas
 {
 	ShopValue id = shop_int8(outlet->pub.endpoint_id);
 	int before = batch->n;
+	bool isolated;
 	uint64 rows;
 
 	/* A broken endpoint is probed with one event. */
@@ -354,6 +403,7 @@ shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool leas
 	rows = shop_query(&load_due, SHOP_VALUES(id, shop_time(now), shop_int4(Min(limit, MAX_DUE)), shop_bool(!lease),
 									 event_numbers(batch, 0, true)));
 	append_events(batch, rows, true);
+	isolated = lease && isolate(outlet, batch, before);
 	if (lease && rows > 0)
 	{
 		shop_query(&lease_due, SHOP_VALUES(id, event_numbers(batch, before, true)));
@@ -361,7 +411,7 @@ shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool leas
 	}
 
 	batch->has_last = false;
-	batch->has_new = batch->n - before < limit;
+	batch->has_new = batch->n - before < limit && !isolated;
 	if (batch->has_new)
 	{
 		rows = shop_query(&load_new, SHOP_VALUES(id, shop_datum(outlet->acked), shop_int4(limit - (batch->n - before)),
@@ -373,7 +423,7 @@ shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool leas
 			batch->last = shop_fetch_int8(0, 9);
 		}
 	}
-	batch->full = batch->n - before >= limit;
+	batch->full = batch->n - before >= limit || isolated;
 }
 
 /* An event was not taken; later ones of its key queue behind it. */
@@ -442,19 +492,6 @@ is_done(const ShopEvent *event)
 {
 	return event->state != SHOP_EVENT_UNTRIED && event->state != SHOP_EVENT_SENT &&
 		   event->state != SHOP_EVENT_FORGOTTEN;
-}
-
-static void
-free_event(ShopEvent *event)
-{
-	if (event->event)
-		pfree(DatumGetPointer(event->event));
-	if (event->error)
-		pfree(event->error);
-	if (event->traceparent)
-		pfree(event->traceparent);
-	pfree(event->key);
-	pfree(event);
 }
 
 /* What has been recorded leaves the batch. */

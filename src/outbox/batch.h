@@ -82,6 +82,7 @@ typedef struct ShopBatch
 } ShopBatch;
 
 extern bool shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet);
+extern int shop_event_company(const ShopOutlet *outlet, const ShopEvent *event);
 extern bool shop_batch_lock_any(int64 endpoint_id, ShopOutlet *outlet);
 extern void shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool lease, TimestampTz now);
 extern int64 shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz now);

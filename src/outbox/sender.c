@@ -79,7 +79,8 @@ struct ShopSender
 	HTAB *busy; /* keys of events on their way */
 	const ShopSink *sink;
 	void *connection;
-	char *config; /* what the connection was opened with */
+	char *config;	/* what the connection was opened with */
+	char note[256]; /* why nothing can be sent */
 	int max_requests;
 	int max_messages;
 	int requests;			/* on their way */
@@ -152,7 +153,7 @@ take_answer(ShopSender *sender, ShopEvent *event, int n, const ShopAnswer *answe
 	event->suspect = answer->sender_died;
 	if (answer->verdict == SHOP_TAKEN)
 		shop_batch_delivered(&sender->outlet, event);
-	else if (answer->verdict == SHOP_MISCONFIGURED)
+	else if (answer->verdict == SHOP_MISCONFIGURED || answer->verdict == SHOP_NOT_SENT)
 		event->state = SHOP_EVENT_UNTRIED;
 	else if (answer->verdict == SHOP_REJECTED && n > 1)
 		try_single(event);
@@ -175,6 +176,11 @@ answered(void *arg, const ShopAnswer *answer)
 	{
 		(void) hash_search(sender->busy, request->events[i]->key, HASH_REMOVE, NULL);
 		take_answer(sender, request->events[i], request->n, answer);
+	}
+	if (answer->verdict == SHOP_NOT_SENT)
+	{
+		strlcpy(sender->note, answer->error, sizeof(sender->note));
+		sender->window.last_error = sender->note;
 	}
 	if (answer->verdict == SHOP_MISCONFIGURED && sender->window.pause_reason == NULL)
 		sender->window.pause_reason = MemoryContextStrdup(sender->context, answer->error);
@@ -205,22 +211,11 @@ may_send(const ShopSender *sender)
 		   sender->outlet.retry_at <= shop_now();
 }
 
-/*
- * How many requests may be on their way with a suspect.  Fewer with every
- * sender that ended with it, so that the one at fault is alone in the end, and
- * a thousand that a restart of the server has made suspect are not.
- */
-static int
-suspect_limit(const ShopEvent *event)
-{
-	return event->attempts <= 1 ? 64 : event->attempts == 2 ? 8 : 1;
-}
-
 /* Is the event one that can leave with the request, as far as it has been filled? */
 static bool
 fits(ShopSender *sender, const Request *request, const ShopEvent *event)
 {
-	if (event->suspect && sender->requests >= suspect_limit(event))
+	if (event->suspect && sender->requests >= shop_event_company(&sender->outlet, event))
 		return false;
 	if ((event->suspect || event->single) && request->n > 0)
 		return false;
@@ -243,7 +238,7 @@ fill_request(ShopSender *sender, Request *request, int from)
 	for (i = from; i < window->n && request->n < limit; i++)
 	{
 		ShopEvent *event = window->events[i];
-		bool alone = event->suspect && suspect_limit(event) == 1;
+		bool alone = shop_event_company(&sender->outlet, event) == 1;
 
 		if (event->state != SHOP_EVENT_UNTRIED)
 			continue;
@@ -398,6 +393,17 @@ unfinished(const ShopBatch *window)
 	return n;
 }
 
+/* Is there one in the window that is to be sent alone?  Then nothing else is to be counted as tried. */
+static bool
+has_loner(const ShopSender *sender)
+{
+	for (int i = 0; i < sender->window.n; i++)
+		if (sender->window.events[i]->state <= SHOP_EVENT_SENT &&
+			shop_event_company(&sender->outlet, sender->window.events[i]) == 1)
+			return true;
+	return false;
+}
+
 /* Loads what there is room for; true if anything came. */
 static bool
 load(ShopSender *sender, TimestampTz now)
@@ -405,7 +411,7 @@ load(ShopSender *sender, TimestampTz now)
 	int room = window_size(sender) - unfinished(&sender->window);
 	int before = sender->window.n;
 
-	if (room <= 0 || sender->outlet.retry_at > now ||
+	if (room <= 0 || sender->outlet.retry_at > now || has_loner(sender) ||
 		(sender->outlet.failures >= SHOP_BREAKER_FAILURES && unfinished(&sender->window) > 0))
 		return false;
 	shop_batch_load(&sender->outlet, &sender->window, room, true, now);

@@ -302,6 +302,8 @@ give_up(Kafka *kafka, ShopVerdict verdict, const char *error)
 
 	strlcpy(kafka->error, error, sizeof(kafka->error));
 	end_program(kafka);
+	resetStringInfo(&kafka->out);
+	kafka->written = 0;
 	kafka->failures++;
 	kafka->start_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
 	answer_all(kafka, verdict, died, kafka->error);
@@ -336,7 +338,6 @@ spawn(Kafka *kafka, int in, int out)
 		return true;
 	kafka->pid = 0;
 	snprintf(kafka->error, sizeof(kafka->error), "could not start %s: %s", PROGRAM, strerror(rc));
-	errno = rc;
 	return false;
 }
 
@@ -378,11 +379,8 @@ start_program(Kafka *kafka)
 	close(answer[1]);
 	if (!started)
 	{
-		int reason = errno;
-
 		close(request[1]);
 		close(answer[0]);
-		errno = reason;
 		return false;
 	}
 	kafka->to = request[1];
@@ -610,8 +608,8 @@ look_after(Kafka *kafka, TimestampTz now)
 		initStringInfo(&kafka->out);
 		if (!start_program(kafka))
 		{
-			/* A program that is not there will not be there in a minute either. */
-			give_up(kafka, errno == ENOENT || errno == EACCES ? SHOP_MISCONFIGURED : SHOP_TRY_AGAIN, kafka->error);
+			/* It may be about to be installed anew. */
+			give_up(kafka, SHOP_NOT_SENT, kafka->error);
 			return;
 		}
 		appendBinaryStringInfo(&kafka->out, messages.data, messages.len);

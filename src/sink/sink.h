@@ -39,6 +39,7 @@ typedef enum ShopVerdict
 {
 	SHOP_TAKEN,
 	SHOP_TRY_AGAIN,
+	SHOP_NOT_SENT,		/* and so not tried; ready_at() says when it can be */
 	SHOP_REJECTED,		/* the message is at fault */
 	SHOP_MISCONFIGURED, /* the endpoint is at fault, and will be for every message */
 } ShopVerdict;

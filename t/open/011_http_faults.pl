@@ -6,7 +6,7 @@ use strict;
 use warnings;
 
 use FindBin;
-use lib $FindBin::RealBin;
+use lib "$FindBin::RealBin/..";
 
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
@@ -20,8 +20,8 @@ plan skip_all => 'needs a C compiler and the headers of OpenSSL'
   if system('echo "#include <openssl/ssl.h>" | ${CC:-cc} -E - >/dev/null 2>&1') != 0;
 plan skip_all => 'needs openssl' if system(($ENV{OPENSSL} || 'openssl') . ' version >/dev/null 2>&1') != 0;
 
-# Short, so that the tests are; a test that needs more says so.
-my %options = (timeout => 300, backoff => 10, max_backoff => 100, max_attempts => 1000);
+# Short, so that the tests are; what hangs has less time.
+my %options = (timeout => 2000, backoff => 10, max_backoff => 100, max_attempts => 1000);
 
 # A resolver that knows no .invalid, and for slow.example is waiting for a name
 # server that does not answer.
@@ -207,6 +207,20 @@ sub check_events
 	return;
 }
 
+# A test that passes if the relay does not use the processor much, for half a second.
+sub check_idle
+{
+	my ($name) = @_;
+	my $relay = sql(q{SELECT pid FROM shop.workers WHERE kind = 'relay'});
+	# Clock ticks, 100 a second.
+	my $ticks = sub { my @stat = split ' ', slurp_file("/proc/$relay/stat") =~ s/.*\)//sr; return $stat[11] + $stat[12]; };
+	my ($before, $start) = ($ticks->(), time);
+
+	sql('SELECT pg_sleep(0.5)');
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return cmp_ok(($ticks->() - $before) / 100 / (time - $start), '<', 0.2, "$name: the relay has nothing to do");
+}
+
 # Another database, for the next check_relay(); nobody waits for it.
 sub make_neighbour
 {
@@ -275,6 +289,7 @@ sub check_shop
 #   tries     how often each event has arrived when it is taken, or at all
 #   error     what shop.endpoints says is wrong
 #   silent    the receiver sees no request
+#   idle      the relay has nothing to do in the end
 sub try_fault
 {
 	my (%case) = @_;
@@ -326,6 +341,7 @@ sub check_answer
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	check_tries($case, $receiver) if $case->{tries};
+	check_idle($name) if $case->{idle};
 	like(sql(sprintf 'SELECT coalesce(pause_reason, last_error) FROM shop.endpoints WHERE name = %s', literal($name)),
 		$case->{error}, "$name: shop.endpoints says what is wrong")
 	  if $case->{error};
@@ -401,6 +417,7 @@ try_fault(
 	tries => 4,
 	error => qr/503/,
 	cure => 'fault=');
+try_fault(name => 'no more to try', at => '/status/422', want => 'dead', idle => 1);
 try_fault(name => 'a single try', at => '/status/400', options => { max_attempts => 1 }, want => 'dead', tries => 1);
 
 for my $to ($elsewhere->url('/ok'), '//127.0.0.1:' . $elsewhere->port . '/ok', 'file:///etc/passwd')
@@ -418,8 +435,8 @@ for my $to ($elsewhere->url('/ok'), '//127.0.0.1:' . $elsewhere->port . '/ok', '
 # Connections and answers
 #
 
-# For what is known to take as long as it may.
-my %hurry = (options => { timeout => 100 });
+# For what takes as long as it may.
+my %hurry = (options => { timeout => 150 });
 
 try_fault(name => 'nobody listens', url => 'http://127.0.0.1:1/', want => 'waiting', error => qr/connect/i);
 try_fault(name => 'nobody has the name', url => 'http://nobody.invalid/', want => 'waiting', error => qr/resolve/i);
@@ -433,10 +450,10 @@ try_fault(name => 'reset before anything is read', at => '/ok', control => 'faul
 try_fault(name => "$_ once", at => "/$_?times=1", want => 'delivered', %hurry) for qw(hang hang-connect);
 try_fault(name => 'nothing is read', at => '/ok', control => 'fault=/hang-connect?times=1', want => 'delivered', %hurry);
 try_fault(name => 'hang for good', at => '/hang', want => 'waiting', error => qr/time/i, %hurry);
-try_fault(name => 'a byte every 50 ms', at => '/slow?ms=50&times=1', want => 'delivered', %hurry);
+try_fault(name => 'a byte every 100 ms', at => '/slow?ms=100&times=1', want => 'delivered', %hurry);
 try_fault(name => 'a byte a second', at => '/slow', want => 'waiting', error => qr/time/i, %hurry);
 try_fault(name => 'an answer that takes its time', at => '/delay?ms=100', want => 'delivered', tries => 1);
-try_fault(name => 'an answer that comes too late', at => '/delay?ms=200&times=1', want => 'delivered', tries => 1, %hurry);
+try_fault(name => 'an answer that comes too late', at => '/delay?ms=300&times=1', want => 'delivered', tries => 1, %hurry);
 try_fault(name => $_->[0], at => $_->[1], want => 'delivered', tries => 1, taken_as => $_->[2])
   for [ 'an answer of 1 MiB', '/oversize', 'oversize' ],
   [ 'an answer of 64 KiB', '/oversize?bytes=65536', 'oversize' ],
@@ -467,7 +484,8 @@ try_fault(
 	at => '/ok',
 	url => sub { $_[0]->url('/ok') =~ s/^http:/https:/r },
 	want => 'waiting',
-	error => qr/SSL|time/, %ca);
+	error => qr/SSL|time/,
+	options => { ca_file => $ca_file, timeout => 300 });
 try_fault(name => 'plain to a port of TLS', at => '/ok', tls => 'good', url => sub { $_[0]->url('/ok') =~ s/^https:/http:/r }, want => 'waiting', silent => 1, error => qr/./);
 try_fault(name => "$_ twice, in TLS", at => "/$_?times=2", tls => 'good', want => 'delivered', %ca) for qw(reset-body truncate close);
 try_fault(name => 'a handshake that hangs', at => '/ok', tls => 'good', control => 'fault=/hang-connect?times=1', want => 'delivered', options => { ca_file => $ca_file, timeout => 150 });
@@ -479,7 +497,7 @@ try_fault(name => 'a handshake that is reset', at => '/ok', tls => 'good', contr
 
 my %b_waits = (a => 'delivered', b => 'waiting', c => 'delivered');
 my %b_dies = (a => 'delivered', b => 'dead', c => 'delivered');
-try_fault(name => "$_ for one key", at => "/$_?key=b", want => {%b_waits}, error => qr/./) for qw(status/503 close hang reset-answer);
+try_fault(name => "$_ for one key", at => "/$_?key=b", want => {%b_waits}, error => qr/./, %hurry) for qw(status/503 close hang reset-answer);
 try_fault(name => 'status 422 for one key', at => '/status/422?key=b', want => {%b_dies}, error => qr/422/);
 try_fault(
 	name => 'status 503 for one key, one at a time',
@@ -497,6 +515,48 @@ try_fault(
 	check_events('b fails', 'delivered', $receiver);
 	is(join(' ', map { $_->{subject} } (grep { $_->{taken} } $receiver->journal)[ 6 .. 8 ]), 'b b b', 'b fails: only b has waited');
 	drop('b fails');
+}
+
+# Every third request fails, whatever its key, and the relay is ended in between.
+for my $batch (1, 5)
+{
+	my $name = "one in three fails, $batch at once";
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	create($name, $receiver->url('/status/503?every=3'), { batch => $batch, backoff => 5, max_backoff => 20 });
+	sql("SELECT shop.emit_event('$name', 'test', 'key ' || n % 10, '{}') FROM generate_series(1, 200) n");
+	$receiver->wait_for(20);
+	sql("SELECT shop.emit_event('$name', 'test', 'key ' || $_ % 10, '{}')") for 1 .. 50;
+	check_relay($name);
+	sql("SELECT shop.emit_event('$name', 'test', 'key ' || $_ % 10, '{}')") for 1 .. 50;
+	await_fate($name, 'delivered');
+	check_events($name, 'delivered', $receiver);
+	check_shop($name);
+	drop($name);
+}
+
+# A try that has met an endpoint that is to be paused is none.
+{
+	my $name = 'paused between two tries';
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	$receiver->control('fault=/status/503');
+	create($name, $receiver->url, { backoff => 300, max_backoff => 300, max_attempts => 2 });
+	emit($name);
+	await_sql(20, 'count(*) = 3 FROM shop.delivery WHERE attempts = 1');
+	$receiver->control('fault=/status/403');
+	await_sql(20, "state = 'paused' FROM shop.endpoints WHERE name = '$name'");
+	await_sql(20, "inflight IS NULL FROM shop.endpoint WHERE name = '$name'");
+	is(sql('SELECT max(attempts) FROM shop.delivery WHERE dead_at IS NULL'), '1', "$name: the second is not counted");
+	$receiver->control('fault=');
+	sql("SELECT shop.resume_endpoint('$name')");
+	await_fate($name, 'delivered');
+	check_events($name, 'delivered', $receiver);
+	check_relay($name);
+	check_shop($name);
+	drop($name);
 }
 
 #
@@ -557,6 +617,7 @@ try_fault(name => "Retry-After: $_", at => "/status/503?times=1&retry-after=$_",
 	await_fate($name, {%b_waits});
 	await_sql(20, q{count(*) = 3 FROM shop.delivery JOIN shop.endpoint e USING (endpoint_id) WHERE e.name LIKE 'Retry-After%'});
 	check_events($name, {%b_waits}, $receiver);
+	check_idle($name);
 	is(sql(q{SELECT max(next_attempt_at) BETWEEN now() + interval '23 h' AND now() + interval '25 h' FROM shop.delivery}),
 		't', "$name: a day is as long as it is listened to");
 	drop($name);
@@ -748,6 +809,7 @@ for my $how (qw(killed stopped disconnected))
 	is(scalar $receiver->journal, 1, "$name: it still does");
 	check_relay($name);
 	await(20, sub { $receiver->journal > 1 });
+	check_idle("$name again");
 	check_relay("$name again");
 	await_fate($name, 'delivered');
 	check_events($name, 'delivered', $receiver);
