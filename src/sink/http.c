@@ -348,6 +348,8 @@ prepare_handle(Connection *connection, Transfer *transfer)
 	curl_easy_setopt(handle, CURLOPT_USERAGENT, "shop/" SHOP_VERSION);
 	curl_easy_setopt(handle, CURLOPT_WRITEFUNCTION, count_answer);
 	curl_easy_setopt(handle, CURLOPT_WRITEDATA, transfer);
+	/* One file of authorities, ours or the system's: libcurl keeps it parsed, and trusts no directory beside it. */
+	curl_easy_setopt(handle, CURLOPT_CAPATH, NULL);
 	if (connection->ca_file)
 		curl_easy_setopt(handle, CURLOPT_CAINFO, connection->ca_file);
 }
