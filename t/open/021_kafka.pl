@@ -455,13 +455,12 @@ sub relay
 	return $pid;
 }
 
-# The programs that a process, or the relay, has started and that are alive.
+# The programs that the relay has started and that are alive.
 sub programs
 {
-	my ($parent) = @_;
+	my $parent = relay();
 	my @program;
 
-	$parent //= relay();
 	for my $stat (glob '/proc/[0-9]*/stat')
 	{
 		open my $file, '<', $stat or next;
@@ -505,17 +504,19 @@ sub reconnect
 	return;
 }
 
-# Tests of the relay while something is wrong: it sits in no transaction, and
-# others are served.
+# Tests of the relay while something is wrong: it sits in no transaction, or,
+# if it has much to do, in none for long; and others are served.
 sub check_relay
 {
-	my ($name) = @_;
+	my ($name, $busy) = @_;
+	my $none = $busy ? q{coalesce(xact_start > clock_timestamp() - interval '0.5 s', true)}
+	  : 'xact_start IS NULL AND backend_xmin IS NULL AND backend_xid IS NULL';
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	ok( await_sql(
 			1,
-			q{count(*) > 0 AND bool_and(xact_start IS NULL AND backend_xmin IS NULL AND backend_xid IS NULL)
-			  FROM pg_stat_activity WHERE backend_type = 'shop relay' AND datname = current_database()}),
+			qq{count(*) > 0 AND bool_and($none) FROM pg_stat_activity
+			   WHERE backend_type = 'shop relay' AND datname = current_database()}),
 		"$name: the relay has no transaction open");
 	my $id = sql(q{SELECT shop.emit_event('beside', 'test', 'key ' || pg_backend_pid(), '{}')});
 	my $start = time;
@@ -597,7 +598,6 @@ check_relay('a program that is stopped');
 #   fault, cure  code
 #   failing      what shop.endpoints says meanwhile; if not given, nobody waits for it
 #   partitions, options, settings  as for create()
-#   broken       nothing passes meanwhile
 sub try_fault
 {
 	my ($name, %case) = @_;
@@ -679,7 +679,7 @@ for my $round (1 .. 6)
 	lead('leaders that move', 1 + $round % 3, 1 + ($round + 1) % 3);
 	sleep 0.2;
 }
-check_relay('leaders that move');
+check_relay('leaders that move', 'busy');
 load_ended($load);
 finish('leaders that move');
 
@@ -833,7 +833,7 @@ for my $n (1 .. 4)
 	await_progress('a program that is killed');
 	ok(await(10, sub { (@program = programs_but(@before)) == 1 }), "a program that is killed: it runs, $n");
 	kill KILL => @program;
-	check_relay('a program that is killed') if $n == 1;
+	check_relay('a program that is killed', 'busy') if $n == 1;
 }
 load_ended($load);
 finish('a program that is killed');
@@ -862,7 +862,7 @@ try_program('a program that is missing', '', 'could not start shop_kafka: No suc
 try_program('a program that cannot be run', "#!$dir/no/interpreter\n", 'could not start shop_kafka');
 try_program('a program that ends at once', "#!/bin/sh\nexit 1\n", 'shop_kafka ended');
 try_program('a program that talks nonsense', "#!/bin/sh\nexec yes nonsense\n", 'no frame');
-try_program('a program without memory', "#!/bin/sh\nulimit -v 50000\nexec $real_program\n", 'shop_kafka ended|thread|memory');
+try_program('a program without memory', "#!/bin/sh\nulimit -v 10000\nexec $real_program\n", 'shop_kafka ended');
 
 # One event ends it, whenever it comes: that one is dead in the end, no other is.  It takes
 # some time, in which the tests go on.
@@ -1010,7 +1010,7 @@ emit('copied');
 ok(await_sql(20, q{bool_and(last_cycle_at > (SELECT max(created_at) FROM shop.outbox)) FROM shop.workers WHERE kind = 'relay'}),
 	'copied: the relay of the copy goes by');
 ok(await_sql(1, is_paused('copied')), 'copied: the endpoint is paused there');
-my ($there) = $session;
+my $there = $session;
 $session = open_session($node, 'shopdb');
 emit('copied');
 await_done('copied');
