@@ -643,6 +643,12 @@ CREATE FUNCTION shop.resume_endpoint(name text) RETURNS shop.endpoints
 COMMENT ON FUNCTION shop.resume_endpoint(text) IS
     'goes on with a paused endpoint; in a copy of the database this says that the copy is to deliver';
 
+CREATE FUNCTION shop.set_endpoint_secret(name text, secret text) RETURNS shop.endpoints
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'shop_set_endpoint_secret';
+COMMENT ON FUNCTION shop.set_endpoint_secret(text, text) IS
+    'signs with another secret from now on, with two of them (separated by a space) while one replaces the other, with none if null';
+
 CREATE FUNCTION shop.drop_endpoint(name text) RETURNS shop.endpoints
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'shop_drop_endpoint';

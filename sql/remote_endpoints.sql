@@ -417,6 +417,25 @@ SELECT name FROM shop.drop_endpoint('web');
 SELECT name FROM shop.create_endpoint('web', 'https://hooks.example.com/', '{test.*}', options => '{"from_start": true}');
 SELECT pending = (SELECT max(event_no) - min(event_no) + 1 FROM shop.outbox) AS all_of_it FROM shop.outbox_metrics() WHERE endpoint = 'web';
 --
+-- Another secret: one, two while one replaces the other, none; it is shown to nobody
+--
+SELECT name FROM shop.create_endpoint('signs', 'https://hooks.example.com/', '{none}', secret_of(24));
+SET ROLE regress_shop_remote_admin;
+SELECT name, signed, state FROM shop.set_endpoint_secret('signs', secret_of(32) || ' ' || secret_of(24));
+RESET ROLE;
+SELECT secret = secret_of(32) || ' ' || secret_of(24) AS both FROM shop.endpoint WHERE name = 'signs';
+SELECT signed FROM shop.set_endpoint_secret('signs', NULL);
+SELECT secret FROM shop.endpoint WHERE name = 'signs';
+-- it must be one that can sign; the secret of a function is what you like
+SELECT arguments, r.code, r.message, r.detail FROM unnest(ARRAY[$$'signs', 'hush'$$, $$'signs', 'whsec_hush'$$, $$'signs', ''$$,
+    $$'nobody', secret_of(24)$$, $$NULL, secret_of(24)$$, $$'shop.fold_sales', 'hush'$$]) arguments,
+    LATERAL refusal('SELECT shop.set_endpoint_secret(' || arguments || ')') r;
+SELECT signed FROM shop.set_endpoint_secret('here', 'hush');
+SET ROLE regress_shop_remote_writer;
+SELECT refused($$SELECT shop.set_endpoint_secret('signs', secret_of(24))$$);
+RESET ROLE;
+SELECT name FROM shop.drop_endpoint('signs');
+--
 -- In a copy of the database nothing leaves until it is told to
 --
 UPDATE shop.endpoint SET system_identifier = system_identifier + 1 WHERE name = 'web';

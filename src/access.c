@@ -70,6 +70,7 @@ static const struct
 	{"restock", ACCESS_ADMIN},
 	{"resume_endpoint", ACCESS_ADMIN},
 	{"run_maintenance", ACCESS_ADMIN},
+	{"set_endpoint_secret", ACCESS_ADMIN},
 	{"set_price", ACCESS_ADMIN},
 	{"set_product_status", ACCESS_ADMIN},
 	{"top_products", ACCESS_READ},

@@ -1,7 +1,7 @@
 /*
  * shop.c
- *		What is loaded first: settings, the clock, the log filter, the guard
- *		against dropping a shop by mistake.
+ *		What is loaded first: settings, the clock, the guard against dropping a
+ *		shop by mistake.
  *
  * _PG_init works preloaded or not.  Without preload all SQL works and nothing
  * is registered; the workers, which need shared memory, are then missing and
@@ -18,10 +18,10 @@
 #include "commands/event_trigger.h"
 #include "error.h"
 #include "executor/spi.h"
+#include "log.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "query.h"
-#include "tcop/tcopprot.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
@@ -74,8 +74,6 @@ static bool worker_setting;
 static char *test_clock_setting;
 static TimestampTz test_clock;
 static bool test_clock_is_set;
-
-static emit_log_hook_type previous_emit_log_hook;
 
 static bool
 check_currency(char **value, void **extra, GucSource source)
@@ -205,30 +203,13 @@ define_settings(void)
 		false, PGC_SUSET, 0, NULL, NULL, NULL);
 }
 
-/*
- * Keeps refusals out of the server log, for in a sale they are most of the
- * answers; and the statements that carry an endpoint's secret.
- */
-static void
-filter_log(ErrorData *edata)
-{
-	if (edata->elevel == ERROR && SHOP_IS_REFUSAL(edata->sqlerrcode) && !shop_log_refusals)
-		edata->output_to_server = false;
-	/* The statement has secrets in it. */
-	if (debug_query_string && strstr(debug_query_string, "create_endpoint"))
-		edata->hide_stmt = true;
-	if (previous_emit_log_hook)
-		previous_emit_log_hook(edata);
-}
-
 void
 _PG_init(void)
 {
 	define_settings();
 	MarkGUCPrefixReserved("shop");
 
-	previous_emit_log_hook = emit_log_hook;
-	emit_log_hook = filter_log;
+	shop_log_init();
 
 	/* pg_upgrade starts servers in which nothing may write. */
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)

@@ -244,21 +244,31 @@ producer_fail_all(void)
  * What librdkafka has to say
  */
 
+static void
+end_producer(rd_kafka_resp_err_t error, const char *reason)
+{
+	char text[MAX_TEXT];
+
+	snprintf(text, sizeof(text), "%s", reason);
+	clean_text(text);
+	fatal = error;
+	snprintf(fatal_text, sizeof(fatal_text), "%.*s: %.*s", MAX_TEXT / 4, rd_kafka_err2str(error), MAX_TEXT / 2, text);
+	show_error(fatal_text, true);
+}
+
 /* True if the producer has ended, which makes every call fail. */
 static bool
 note_fatal(void)
 {
 	char text[MAX_TEXT];
+	rd_kafka_resp_err_t error;
 
 	if (fatal)
 		return true;
-	fatal = rd_kafka_fatal_error(kafka, text, sizeof(text));
-	if (!fatal)
-		return false;
-	clean_text(text);
-	snprintf(fatal_text, sizeof(fatal_text), "%.*s: %.*s", MAX_TEXT / 4, rd_kafka_err2str(fatal), MAX_TEXT / 2, text);
-	show_error(fatal_text, true);
-	return true;
+	error = rd_kafka_fatal_error(kafka, text, sizeof(text));
+	if (error)
+		end_producer(error, text);
+	return error != RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
 static void
@@ -303,6 +313,12 @@ on_error(rd_kafka_t *rk, int error, const char *reason, void *opaque)
 	if (error == RD_KAFKA_RESP_ERR__FATAL)
 	{
 		note_fatal();
+		return;
+	}
+	/* A thread that could not be started: librdkafka does without it, and does not try again. */
+	if (error == RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE)
+	{
+		end_producer(error, reason);
 		return;
 	}
 	if (error == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN && last_error[0] != '\0')

@@ -367,7 +367,11 @@ isolate(const ShopOutlet *outlet, ShopBatch *batch, int from)
 	return false;
 }
 
-/* An event whose senders have ended as often as it may be tried is not tried again. */
+/*
+ * An event whose senders have ended as often as it may be tried is not tried
+ * again.  Twice is the least, for what a relay that ended had loaded may never
+ * have left.
+ */
 static void
 give_up_suspects(const ShopOutlet *outlet, ShopBatch *batch, int from)
 {
@@ -375,9 +379,10 @@ give_up_suspects(const ShopOutlet *outlet, ShopBatch *batch, int from)
 	{
 		ShopEvent *event = batch->events[i];
 
-		if (!event->suspect || event->attempts < outlet->max_attempts)
+		if (!event->suspect || event->attempts < Max(outlet->max_attempts, 2))
 			continue;
 		event->state = SHOP_EVENT_FAILED;
+		event->attempts--; /* the last of which is now the one that failed */
 		event->error = MemoryContextStrdup(
 			batch->context ? batch->context : CurrentMemoryContext, "its senders ended before the answer came");
 	}

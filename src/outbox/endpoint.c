@@ -1,6 +1,6 @@
 /*
  * endpoint.c
- *		Who gets the events: create, pause, resume, drop.
+ *		Who gets the events: create, pause, resume, drop, change the secret.
  *
  * An endpoint carries the system identifier and the database it was made in.
  * In a copy of the database these do not match, and nothing is delivered
@@ -17,6 +17,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "error.h"
+#include "log.h"
 #include "miscadmin.h"
 #include "query.h"
 #include "sink/sink.h"
@@ -70,6 +71,11 @@ static ShopQuery pause_endpoint = SHOP_QUERY("UPDATE shop.endpoint SET paused = 
 											 " WHERE name = $1 AND NOT builtin",
 	TEXTOID, TEXTOID);
 
+static ShopQuery find_url = SHOP_QUERY("SELECT url FROM shop.endpoint WHERE name = $1 AND NOT builtin", TEXTOID);
+
+static ShopQuery set_secret = SHOP_QUERY(
+	"UPDATE shop.endpoint SET secret = $2 WHERE name = $1 AND NOT builtin", TEXTOID, TEXTOID);
+
 /* The horizon and the role's oid are in the numbers of the server they are from. */
 static ShopQuery resume_endpoint = SHOP_QUERY(
 	"UPDATE shop.endpoint"
@@ -94,6 +100,7 @@ SHOP_FUNCTION(shop_is_home);
 SHOP_FUNCTION(shop_create_endpoint);
 SHOP_FUNCTION(shop_pause_endpoint);
 SHOP_FUNCTION(shop_resume_endpoint);
+SHOP_FUNCTION(shop_set_endpoint_secret);
 SHOP_FUNCTION(shop_drop_endpoint);
 
 Datum
@@ -355,14 +362,19 @@ check_name(FunctionCallInfo fcinfo)
 Datum
 shop_create_endpoint(PG_FUNCTION_ARGS)
 {
-	char *name = check_name(fcinfo);
-	char *url = shop_arg_text(fcinfo, 1, "url");
-	Datum types = check_types(fcinfo, 2);
-	char *secret = shop_arg_text_or_null(fcinfo, 3);
+	char *name;
+	char *url;
+	Datum types;
+	char *secret;
 	bool from_start;
 	Oid role = GetOuterUserId();
 	Datum result;
 
+	shop_log_hide_statement();
+	name = check_name(fcinfo);
+	url = shop_arg_text(fcinfo, 1, "url");
+	types = check_types(fcinfo, 2);
+	secret = shop_arg_text_or_null(fcinfo, 3);
 	shop_arg_required(fcinfo, 4, "options");
 	from_start = check_options(PG_GETARG_JSONB_P(4));
 	shop_sink_of(url)->check(url, role);
@@ -423,6 +435,25 @@ shop_resume_endpoint(PG_FUNCTION_ARGS)
 
 	shop_write_verb("resume_endpoint()");
 	return change_endpoint(fcinfo, &resume_endpoint, SHOP_VALUES(shop_text(name), here(), this_database()), name);
+}
+
+/* The next request is signed with it; to rotate a secret without a gap, give the new and the old one for a while. */
+Datum
+shop_set_endpoint_secret(PG_FUNCTION_ARGS)
+{
+	char *name;
+	char *secret;
+
+	shop_log_hide_statement();
+	name = shop_arg_text(fcinfo, 0, "name");
+	secret = shop_arg_text_or_null(fcinfo, 1);
+	shop_write_verb("set_endpoint_secret()");
+	SPI_connect();
+	if (shop_query(&find_url, SHOP_VALUES(shop_text(name))) == 0)
+		refuse_unknown(name);
+	check_secret(shop_fetch_text(0, 1), secret);
+	SPI_finish();
+	return change_endpoint(fcinfo, &set_secret, SHOP_VALUES(shop_text(name), shop_text(secret)), name);
 }
 
 Datum
