@@ -40,6 +40,7 @@ INSERT INTO public.verb (name, call) VALUES
     ('receive_event', $$SELECT shop.receive_event(jsonb_build_object('id', gen_random_uuid(), 'type', 't'))$$),
     ('create_endpoint', $$SELECT (shop.create_endpoint('second', 'function:public.take')).name$$),
     ('pause_endpoint', $$SELECT (shop.pause_endpoint('e')).state$$),
+    ('set_endpoint_secret', $$SELECT (shop.set_endpoint_secret('e', 'secret')).signed$$),
     ('resume_endpoint', $$SELECT (shop.resume_endpoint('e')).state$$),
     ('deliver_events', $$SELECT shop.deliver_events() > 0$$),
     ('redrive', $$SELECT shop.redrive('e', coalesce((SELECT event_id FROM shop.dead_letters ORDER BY event_no LIMIT 1),

@@ -34,7 +34,9 @@ typedef struct ShopOutlet
 	bool closable; /* may the holes up to horizon_no be closed? */
 	int64 horizon_no;
 	TimestampTz retry_at; /* DT_NOBEGIN: at once */
-	Datum types;
+	bool has_waiting; /* are there deliveries that are not dead? */
+	char **types;
+	int n_types;
 	Datum acked;
 } ShopOutlet;
 
@@ -53,9 +55,7 @@ typedef struct ShopEvent
 {
 	int64 event_no;
 	pg_uuid_t id;
-	char *key;
-	char *traceparent;
-	Datum event; /* a CloudEvent, jsonb; 0 where it is not wanted */
+	ShopMessage message; /* without data where it is not wanted */
 	int attempts;
 	bool retry;	  /* does it have a row in shop.delivery? */
 	bool suspect; /* did its sender end before it knew the answer? */
@@ -86,9 +86,14 @@ extern int shop_event_company(const ShopOutlet *outlet, const ShopEvent *event);
 extern bool shop_batch_lock_any(int64 endpoint_id, ShopOutlet *outlet);
 extern void shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool lease, TimestampTz now);
 extern int64 shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz now);
-extern void shop_batch_settle(const ShopOutlet *outlet, ShopBatch *batch, TimestampTz now);
+extern void shop_batch_settle(ShopOutlet *outlet, ShopBatch *batch, TimestampTz now);
 extern TimestampTz shop_batch_next_retry(const ShopOutlet *outlet, const ShopBatch *batch);
 extern void shop_batch_failed(ShopOutlet *outlet, ShopBatch *batch, ShopEvent *event, char *error);
 extern void shop_batch_delivered(ShopOutlet *outlet, ShopEvent *event);
+
+extern void shop_event_free(ShopEvent *event);
+
+/* Sorts event numbers, and writes them as an int8multirange. */
+extern char *shop_multirange(int64 *numbers, int n);
 
 #endif /* SHOP_BATCH_H */

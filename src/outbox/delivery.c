@@ -31,7 +31,7 @@ SHOP_FUNCTION(shop_deliver_events);
 
 /* Collects up to `size` untried events from `from` on; returns how many. */
 static int
-collect(const ShopBatch *batch, int from, int size, int *chosen, Datum *events)
+collect(const ShopBatch *batch, int from, int size, int *chosen, ShopMessage *messages)
 {
 	int n = 0;
 
@@ -39,7 +39,7 @@ collect(const ShopBatch *batch, int from, int size, int *chosen, Datum *events)
 		if (batch->events[i]->state == SHOP_EVENT_UNTRIED)
 		{
 			chosen[n] = i;
-			events[n++] = batch->events[i]->event;
+			messages[n++] = batch->events[i]->message;
 		}
 	return n;
 }
@@ -63,20 +63,20 @@ deliver(ShopOutlet *outlet, ShopBatch *batch)
 	TimestampTz started_at = GetCurrentTimestamp();
 	const ShopSink *sink = shop_sink_of(outlet->pub.url);
 	int *chosen = palloc(sizeof(int) * Max(batch->n, 1));
-	Datum *events = palloc(sizeof(Datum) * Max(batch->n, 1));
+	ShopMessage *messages = palloc(sizeof(ShopMessage) * Max(batch->n, 1));
 	int size = batch->n;
 	int from = 0;
 	int calls = 0;
 
 	do
 	{
-		int n = collect(batch, from, size, chosen, events);
+		int n = collect(batch, from, size, chosen, messages);
 		bool timed_out = false;
 		char *error;
 
 		if (n == 0)
 			return;
-		error = sink->deliver(&outlet->pub, events, n, &timed_out);
+		error = sink->deliver(&outlet->pub, messages, n, &timed_out);
 		calls++;
 		for (int i = 0; error == NULL && i < n; i++)
 			shop_batch_delivered(outlet, batch->events[chosen[i]]);

@@ -174,7 +174,7 @@ answered(void *arg, const ShopAnswer *answer)
 
 	for (int i = 0; i < request->n; i++)
 	{
-		(void) hash_search(sender->busy, request->events[i]->key, HASH_REMOVE, NULL);
+		(void) hash_search(sender->busy, request->events[i]->message.key, HASH_REMOVE, NULL);
 		take_answer(sender, request->events[i], request->n, answer);
 	}
 	if (answer->verdict == SHOP_NOT_SENT)
@@ -219,10 +219,10 @@ fits(ShopSender *sender, const Request *request, const ShopEvent *event)
 		return false;
 	if ((event->suspect || event->single) && request->n > 0)
 		return false;
-	if (hash_search(sender->busy, event->key, HASH_FIND, NULL) == NULL)
+	if (hash_search(sender->busy, event->message.key, HASH_FIND, NULL) == NULL)
 		return true;
 	for (int i = 0; i < request->n; i++)
-		if (strcmp(request->events[i]->key, event->key) == 0)
+		if (strcmp(request->events[i]->message.key, event->message.key) == 0)
 			return true;
 	return false;
 }
@@ -249,7 +249,7 @@ fill_request(ShopSender *sender, Request *request, int from)
 				break;
 			continue;
 		}
-		(void) hash_search(sender->busy, event->key, HASH_ENTER, NULL);
+		(void) hash_search(sender->busy, event->message.key, HASH_ENTER, NULL);
 		request->events[request->n++] = event;
 		sender->alone = alone;
 		if (event->suspect || event->single)
@@ -262,18 +262,15 @@ static void
 send_request(ShopSender *sender, Request *request)
 {
 	MemoryContext before = MemoryContextSwitchTo(sender->message_context);
-	ShopMessage *messages = palloc0(sizeof(ShopMessage) * request->n);
+	ShopMessage *messages = palloc(sizeof(ShopMessage) * request->n);
 
 	for (int i = 0; i < request->n; i++)
 	{
 		ShopEvent *event = request->events[i];
 
 		event->state = SHOP_EVENT_SENT;
-		strlcpy(messages[i].id, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&event->id))),
-			sizeof(messages[i].id));
-		messages[i].key = event->key;
-		messages[i].event = DatumGetJsonbP(event->event);
-		messages[i].traceparent = event->traceparent;
+		messages[i] = event->message;
+		messages[i].source = sender->outlet.pub.source; /* it may have been read anew since */
 	}
 	sender->requests++;
 	sender->sink->send(sender->connection, messages, request->n, request);
@@ -352,7 +349,8 @@ recover(ShopSender *sender, TimestampTz now)
 
 	if (sender->recovered)
 		return;
-	shop_query(&turn_into_retries, SHOP_VALUES(id, shop_time(now)));
+	if (shop_query(&turn_into_retries, SHOP_VALUES(id, shop_time(now))) > 0)
+		sender->outlet.has_waiting = true;
 	if (shop_query(&clear_inflight, SHOP_VALUES(id)) > 0)
 		sender->outlet.acked = PointerGetDatum(
 			PG_DETOAST_DATUM_COPY(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &(bool){false})));

@@ -41,7 +41,7 @@ typedef struct Target
 typedef struct Call
 {
 	const ShopEndpoint *endpoint;
-	Datum *events;
+	const ShopMessage *messages;
 	int n;
 } Call;
 
@@ -92,11 +92,21 @@ check_function(const char *url, Oid role)
 					   errhint("Grant EXECUTE on the function to the role that creates the endpoint.")));
 }
 
+static Datum
+make_batch(const ShopMessage *messages, int n)
+{
+	Datum *events = palloc(sizeof(Datum) * n);
+
+	for (int i = 0; i < n; i++)
+		events[i] = JsonbPGetDatum(shop_cloudevent_jsonb(&messages[i]));
+	return PointerGetDatum(construct_array(events, n, JSONBOID, -1, false, TYPALIGN_INT));
+}
+
 static void
-call_target(const ShopEndpoint *endpoint, Datum *events, int n)
+call_target(const ShopEndpoint *endpoint, const ShopMessage *messages, int n)
 {
 	Target target = find_target(endpoint->url);
-	Datum batch = PointerGetDatum(construct_array(events, n, JSONBOID, -1, false, TYPALIGN_INT));
+	Datum batch = make_batch(messages, n);
 	Oid type = JSONBARRAYOID;
 	Oid role = get_role_oid(endpoint->run_as, false);
 	int security = SECURITY_LOCAL_USERID_CHANGE;
@@ -161,7 +171,7 @@ call_within(void *arg)
 	GetUserIdAndSecContext(&user, &security);
 	start_timeout(call->endpoint);
 	SPI_connect();
-	call_target(call->endpoint, call->events, call->n);
+	call_target(call->endpoint, call->messages, call->n);
 	SPI_finish();
 	stop_timeout();
 	SetUserIdAndSecContext(user, security);
@@ -169,9 +179,9 @@ call_within(void *arg)
 }
 
 static char *
-deliver_to_function(const ShopEndpoint *endpoint, Datum *events, int n, bool *timed_out)
+deliver_to_function(const ShopEndpoint *endpoint, const ShopMessage *messages, int n, bool *timed_out)
 {
-	Call call = {endpoint, events, n};
+	Call call = {endpoint, messages, n};
 	ErrorData *error = shop_subtransaction(call_within, &call);
 
 	stop_timeout();

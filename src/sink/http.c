@@ -387,18 +387,19 @@ get_limits(void *arg, int *requests, int *messages)
 static char *
 make_body(const Connection *connection, const ShopMessage *messages, int n)
 {
+	bool batch = connection->max_messages > 1;
 	StringInfoData buf;
 
-	if (connection->max_messages == 1)
-		return shop_utf8_json(messages[0].event);
 	initStringInfo(&buf);
 	for (int i = 0; i < n; i++)
 	{
-		appendStringInfoChar(&buf, i == 0 ? '[' : ',');
-		appendStringInfoString(&buf, shop_utf8_json(messages[i].event));
+		if (batch)
+			appendStringInfoChar(&buf, i == 0 ? '[' : ',');
+		shop_cloudevent_append(&buf, &messages[i]);
 	}
-	appendStringInfoChar(&buf, ']');
-	return buf.data;
+	if (batch)
+		appendStringInfoChar(&buf, ']');
+	return shop_utf8(buf.data);
 }
 
 /* The id of what is sent: the event's, the same on every try; of a batch, its first one's and their number. */

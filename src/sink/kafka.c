@@ -537,35 +537,21 @@ act_on_pipe(int fd, bool in, bool out, bool error, void *arg)
  * Sending
  */
 
-/* The attributes of a CloudEvent but its data, as headers. */
+/* The attributes of a CloudEvent, as headers. */
 static uint32
-put_headers(StringInfo buf, Jsonb *event)
+put_headers(StringInfo buf, const ShopMessage *message)
 {
-	JsonbIterator *it = JsonbIteratorInit(&event->root);
-	JsonbValue value;
-	uint32 n = 0;
+	ShopAttribute attributes[SHOP_MAX_ATTRIBUTES];
+	int n = shop_cloudevent_attributes(message, attributes);
 
-	(void) JsonbIteratorNext(&it, &value, false);
-	while (JsonbIteratorNext(&it, &value, true) == WJB_KEY)
+	for (int i = 0; i < n; i++)
 	{
-		char *name = pnstrdup(value.val.string.val, value.val.string.len);
+		const char *name = attributes[i].name;
 
-		(void) JsonbIteratorNext(&it, &value, true);
-		if (value.type != jbvString || strcmp(name, "data") == 0)
-			continue;
 		put_string(buf, strcmp(name, "datacontenttype") == 0 ? "content-type" : psprintf("ce_%s", name));
-		put_string(buf, shop_utf8(pnstrdup(value.val.string.val, value.val.string.len)));
-		n++;
+		put_string(buf, shop_utf8(pstrdup(attributes[i].value)));
 	}
 	return n;
-}
-
-static char *
-data_of(Jsonb *event)
-{
-	JsonbValue *data = find_option(event, "data");
-
-	return data ? shop_utf8_json(JsonbValueToJsonb(data)) : pstrdup("null");
 }
 
 static void
@@ -587,10 +573,10 @@ send_kafka(void *arg, const ShopMessage *messages, int n, void *request)
 	start = begin_frame(&kafka->out, 'M');
 	appendBinaryStringInfo(&kafka->out, (char *) &tag, sizeof(tag));
 	put_string(&kafka->out, shop_utf8(pstrdup(messages[0].key)));
-	put_string(&kafka->out, data_of(messages[0].event));
+	put_string(&kafka->out, shop_utf8_json(messages[0].data));
 	counted_at = kafka->out.len;
 	put_uint32(&kafka->out, 0);
-	headers = put_headers(&kafka->out, messages[0].event);
+	headers = put_headers(&kafka->out, &messages[0]);
 	memcpy(kafka->out.data + counted_at, &headers, sizeof(headers));
 	end_frame(&kafka->out, start);
 }

@@ -10,6 +10,7 @@
 
 #include "shop.h"
 
+#include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 
 /* An endpoint as a sink needs it. */
@@ -18,6 +19,7 @@ typedef struct ShopEndpoint
 	int64 endpoint_id;
 	char *name;
 	char *url;
+	char *source; /* of events: this database */
 	char *run_as; /* role name */
 	Oid run_as_oid;
 	int timeout_ms;
@@ -25,13 +27,17 @@ typedef struct ShopEndpoint
 	Jsonb *options;
 } ShopEndpoint;
 
-/* An event as it leaves. */
+/* An event as it leaves: a CloudEvent. */
 typedef struct ShopMessage
 {
-	char id[37]; /* of the event, a uuid */
-	const char *key;
-	Jsonb *event;			 /* a CloudEvent */
+	char id[37];		/* a uuid */
+	const char *source; /* the database */
+	const char *key;	/* the subject: aggregateid */
+	const char *type;
+	const char *aggregatetype;
 	const char *traceparent; /* or NULL */
+	TimestampTz time;
+	Jsonb *data;
 } ShopMessage;
 
 /* What became of a request. */
@@ -63,11 +69,11 @@ typedef struct ShopSink
 	void (*check)(const char *url, Oid role);
 
 	/*
-	 * Delivers CloudEvents (jsonb) in this transaction, all or none: NULL, or
-	 * what went wrong, and whether that was a time-out.  NULL for a remote
-	 * sink, which has these:
+	 * Delivers messages in this transaction, all or none: NULL, or what went
+	 * wrong, and whether that was a time-out.  NULL for a remote sink, which
+	 * has these:
 	 */
-	char *(*deliver)(const ShopEndpoint *endpoint, Datum *events, int n, bool *timed_out);
+	char *(*deliver)(const ShopEndpoint *endpoint, const ShopMessage *messages, int n, bool *timed_out);
 
 	/* Makes ready to send to an endpoint; in the current memory context. */
 	void *(*open)(const ShopEndpoint *endpoint, ShopAnswered answered);
@@ -91,6 +97,19 @@ extern const ShopSink shop_sink_https;
 extern const ShopSink shop_sink_kafka;
 
 extern const ShopSink *shop_sink_of(const char *url);
+
+/* cloudevent.c */
+#define SHOP_MAX_ATTRIBUTES 9
+
+typedef struct ShopAttribute
+{
+	const char *name;
+	const char *value;
+} ShopAttribute;
+
+extern int shop_cloudevent_attributes(const ShopMessage *message, ShopAttribute *attributes);
+extern void shop_cloudevent_append(StringInfo buf, const ShopMessage *message);
+extern Jsonb *shop_cloudevent_jsonb(const ShopMessage *message);
 
 /* What leaves is UTF-8, whatever the database's encoding. */
 extern char *shop_utf8(char *text);
