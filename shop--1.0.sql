@@ -687,6 +687,12 @@ CREATE FUNCTION shop.receive_event(event jsonb) RETURNS boolean
 COMMENT ON FUNCTION shop.receive_event(jsonb) IS
     'keeps a CloudEvents event in received_events; true, or false for one already there';
 
+CREATE FUNCTION shop.receive_events(events jsonb[]) RETURNS bigint
+    LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'shop_receive_events';
+COMMENT ON FUNCTION shop.receive_events(jsonb[]) IS
+    'keeps the events of a batch, each id once, and returns how many were new; as an endpoint''s function, faster than receive_event()';
+
 ----------------------------------------------------------------------------
 -- popular: what sold best in the last three days
 ----------------------------------------------------------------------------

@@ -38,6 +38,7 @@ INSERT INTO public.verb (name, call) VALUES
     ('release_order', $$SELECT (shop.release_order(coalesce((SELECT max(order_id) FROM shop.orders WHERE status = 'reserved'), 1), 1)).status$$),
     ('emit_event', $$SELECT shop.emit_event('t', 'a', 'bad', '{}') IS NOT NULL$$),
     ('receive_event', $$SELECT shop.receive_event(jsonb_build_object('id', gen_random_uuid(), 'type', 't'))$$),
+    ('receive_events', $$SELECT shop.receive_events(ARRAY[jsonb_build_object('id', gen_random_uuid(), 'type', 't')])$$),
     ('create_endpoint', $$SELECT (shop.create_endpoint('second', 'function:public.take')).name$$),
     ('pause_endpoint', $$SELECT (shop.pause_endpoint('e')).state$$),
     ('set_endpoint_secret', $$SELECT (shop.set_endpoint_secret('e', 'secret')).signed$$),

@@ -97,6 +97,20 @@ SELECT v.event, r.* FROM (VALUES
     ('{"id": "00000000-0000-0000-0000-000000000003", "type": "x", "time": "noon-ish"}')
 ) v(event), LATERAL public.refusal(format('SELECT shop.receive_event(%L)', v.event)) r;
 \a
+-- receive_events: the same, many at once
+SELECT shop.receive_events(ARRAY['{"id": "00000000-0000-0000-0000-000000000001", "type": "again"}',
+    '{"specversion": "1.0", "id": "00000000-0000-0000-0000-000000000003", "type": "y", "subject": "s", "aggregatetype": "a",
+      "time": "2026-11-19T12:00:00Z", "data": {"a": [1]}}',
+    '{"id": "00000000-0000-0000-0000-000000000004", "type": "minimal"}',
+    '{"id": "{00000000000000000000000000000004}", "type": "twice"}']::jsonb[]) AS new;
+SELECT * FROM shop.received_events WHERE event_id IN ('00000000-0000-0000-0000-000000000003', '00000000-0000-0000-0000-000000000004') ORDER BY event_id;
+SELECT shop.receive_events('{}') AS new, shop.receive_events('[5:6]={"{\"id\": \"00000000-0000-0000-0000-000000000004\", \"type\": \"x\"}","{\"id\": \"00000000-0000-0000-0000-000000000005\", \"type\": \"x\"}"}') AS odd_bounds;
+SELECT v.events, r.* FROM (VALUES
+    ($$NULL$$), ($$'{null}'$$), ($$ARRAY['{"type": "x"}'::jsonb]$$), ($$ARRAY['{"id": "1", "type": "x"}'::jsonb]$$), ($$ARRAY['[]'::jsonb]$$),
+    ($$ARRAY['{"id": "00000000-0000-0000-0000-000000000006", "type": "x"}', '{"id": "00000000-0000-0000-0000-000000000007", "type": "x", "time": "noon"}']::jsonb[]$$)
+) v(events), LATERAL public.refusal(format('SELECT shop.receive_events(%s)', v.events)) r;
+SELECT count(*) FROM shop.received_events WHERE event_id IN ('00000000-0000-0000-0000-000000000006', '00000000-0000-0000-0000-000000000007');
+DELETE FROM shop.received_events WHERE event_id BETWEEN '00000000-0000-0000-0000-000000000003' AND '00000000-0000-0000-0000-000000000007';
 SELECT count(*) FROM shop.received_events;
 -- As an endpoint it gets everything, once, and what arrives again changes nothing
 TRUNCATE shop.received_events;

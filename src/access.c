@@ -61,6 +61,7 @@ static const struct
 	{"point_balance", ACCESS_READ},
 	{"point_history", ACCESS_READ},
 	{"receive_event", ACCESS_ADMIN},
+	{"receive_events", ACCESS_ADMIN},
 	{"redrive", ACCESS_ADMIN},
 	{"redrive_all", ACCESS_ADMIN},
 	{"refresh_popular_products", ACCESS_ADMIN},

@@ -12,6 +12,10 @@
  */
 #include "worker/worker.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -32,6 +36,9 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+
+/* Freed memory that a worker keeps for itself, in bytes. */
+#define KEPT_MEMORY (16 * 1024 * 1024)
 
 /* This process's entry in shared memory, and what it allocates per cycle. */
 static ShopWorker *myself;
@@ -74,6 +81,19 @@ register_myself(ShopDatabase *database, ShopWorkerKind kind)
 	myself->starting = false;
 	LWLockRelease(shop_shared->lock);
 	return ok;
+}
+
+/*
+ * A worker's transactions take and return the same memory over and over; if
+ * the system got it back each time, it would be faulted in anew.
+ */
+static void
+keep_memory(void)
+{
+#ifdef __GLIBC__
+	(void) mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY);
+	(void) mallopt(M_MMAP_THRESHOLD, KEPT_MEMORY);
+#endif
 }
 
 /* A database's or a role's settings are for clients. */
@@ -163,6 +183,7 @@ shop_process_start(Oid database_oid, ShopWorkerKind kind)
 
 	BackgroundWorkerInitializeConnectionByOid(database_oid, InvalidOid, 0);
 	override_settings();
+	keep_memory();
 	cycle_context = AllocSetContextCreate(TopMemoryContext, "shop worker cycle", ALLOCSET_DEFAULT_SIZES);
 	become_owner();
 	return database;
