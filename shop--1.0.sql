@@ -48,6 +48,14 @@ CREATE EVENT TRIGGER shop_guard_drop ON ddl_command_start
     EXECUTE FUNCTION shop.guard_drop();
 COMMENT ON EVENT TRIGGER shop_guard_drop IS 'keeps a shop with orders from being dropped by mistake';
 
+-- The counters that every sale updates.  A CHECK on their tables would say the
+-- same, and be parsed anew by every statement; a domain's is kept.
+CREATE DOMAIN shop.unsigned AS bigint CHECK (VALUE >= 0);
+COMMENT ON DOMAIN shop.unsigned IS 'units or points; never below 0';
+
+CREATE DOMAIN shop.slot AS integer CHECK (VALUE >= 0);
+COMMENT ON DOMAIN shop.slot IS 'one of the rows that a counter may be spread over';
+
 ----------------------------------------------------------------------------
 -- catalog: what is sold
 ----------------------------------------------------------------------------
@@ -78,8 +86,8 @@ COMMENT ON TABLE shop.product IS 'catalogue; prices in whole units of shop.curre
 CREATE TABLE shop.stock (
     product_id  bigint NOT NULL,
     location_id integer NOT NULL DEFAULT 1,
-    slot        integer NOT NULL DEFAULT 0 CHECK (slot >= 0),
-    on_hand     bigint NOT NULL CHECK (on_hand >= 0),
+    slot        shop.slot NOT NULL DEFAULT 0,
+    on_hand     shop.unsigned NOT NULL,
     PRIMARY KEY (product_id, location_id, slot)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 COMMENT ON TABLE shop.stock IS 'units on hand; the slots of a product add up to its stock';
@@ -162,7 +170,7 @@ COMMENT ON FUNCTION shop.restock(bigint, integer, text) IS
 
 CREATE TABLE shop.account (
     user_id bigint PRIMARY KEY,
-    balance bigint NOT NULL CHECK (balance >= 0)
+    balance shop.unsigned NOT NULL
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE shop.account IS 'a user''s points; its row lock is what makes the calls of one user run one after the other';
 
@@ -245,8 +253,8 @@ COMMENT ON TABLE shop.coupon_campaign IS 'coupons of one kind, given to the firs
 -- Slots, as in shop.stock.
 CREATE TABLE shop.coupon_stock (
     campaign_id bigint NOT NULL,
-    slot        integer NOT NULL DEFAULT 0 CHECK (slot >= 0),
-    remaining   bigint NOT NULL CHECK (remaining >= 0),
+    slot        shop.slot NOT NULL DEFAULT 0,
+    remaining   shop.unsigned NOT NULL,
     PRIMARY KEY (campaign_id, slot)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 COMMENT ON TABLE shop.coupon_stock IS 'coupons still to be issued; the slots of a campaign add up';

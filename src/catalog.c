@@ -13,29 +13,18 @@
 #include "catalog/pg_type.h"
 #include "error.h"
 #include "idempotency.h"
+#include "lookup.h"
 #include "query.h"
-#include "stock/slots.h"
 #include "stock/stock.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 
-/*
- * The units of all slots, and those of expired reservations, are summed only
- * where no nearby slot has enough.
- */
-static ShopQuery read_products = SHOP_QUERY(
-	"SELECT p.product_id, p.price, p.status, coalesce(n.slot, -1),"
-	"       CASE WHEN n.slot IS NULL THEN"
-	"            ((SELECT coalesce(sum(on_hand), 0) FROM shop.stock WHERE product_id = p.product_id)"
-	"           + (SELECT coalesce(sum(quantity), 0) FROM shop.stock_hold"
-	"               WHERE product_id = p.product_id AND expires_at <= $5))::bigint"
-	"       ELSE d.quantity END"
-	"  FROM unnest($1::bigint[], $2::bigint[]) AS d(product_id, quantity)"
-	"  JOIN shop.product p ON p.product_id = d.product_id"
-	"  LEFT JOIN LATERAL"
-	"       (SELECT slot FROM shop.stock"
-	"         WHERE product_id = d.product_id AND location_id = $3 AND slot <= $4 AND on_hand >= d.quantity"
-	"         ORDER BY slot DESC LIMIT 1) n ON true",
-	INT8ARRAYOID, INT8ARRAYOID, INT4OID, INT4OID, TIMESTAMPTZOID);
+static const ShopTable product_table = {"product", {"product_id"}, {"price", "status"}};
+enum
+{
+	PRICE,
+	STATUS
+};
 
 static ShopQuery get_product = SHOP_QUERY(
 	"SELECT product_id, name, price, available, status FROM shop.products WHERE product_id = $1", INT8OID);
@@ -184,45 +173,26 @@ shop_get_product(PG_FUNCTION_ARGS)
 	return result;
 }
 
-static int
-compare_product(const void *a, const void *b)
+static void
+read_product(ShopLookup *lookup, ShopProduct *product)
 {
-	int64 x = ((const ShopProduct *) a)->product_id;
-	int64 y = ((const ShopProduct *) b)->product_id;
-
-	return x < y ? -1 : x > y;
+	shop_lookup_start(lookup, SHOP_KEYS(SHOP_KEY_INT8(product->product_id)), 1);
+	product->found = shop_lookup_next(lookup);
+	if (!product->found)
+		return;
+	product->price = shop_lookup_int8(lookup, PRICE);
+	product->status = shop_lookup_text(lookup, STATUS);
+	product->on_sale = strcmp(product->status, "on_sale") == 0;
 }
 
-/*
- * Fills in products, which are sorted by product_id, from one snapshot and
- * without a lock.
- */
+/* Reads the products in the active snapshot, without a lock. */
 void
 shop_catalog_read(ShopProduct *products, int n)
 {
-	int64 *ids = palloc(sizeof(int64) * n);
-	int64 *quantities = palloc(sizeof(int64) * n);
-	uint64 found;
+	ShopLookup lookup;
 
+	shop_lookup_open(&lookup, &product_table, 1, ForwardScanDirection);
 	for (int i = 0; i < n; i++)
-	{
-		ids[i] = products[i].product_id;
-		quantities[i] = products[i].quantity;
-		products[i].found = false;
-	}
-	found = shop_query(
-		&read_products, SHOP_VALUES(shop_int8_array(ids, n), shop_int8_array(quantities, n),
-							shop_int4(SHOP_DEFAULT_LOCATION), shop_int4(shop_slots_own()), shop_time(shop_now())));
-	for (uint64 row = 0; row < found; row++)
-	{
-		ShopProduct key = {.product_id = shop_fetch_int8(row, 1)};
-		ShopProduct *product = bsearch(&key, products, n, sizeof(ShopProduct), compare_product);
-
-		product->found = true;
-		product->price = shop_fetch_int8(row, 2);
-		product->status = shop_fetch_text(row, 3);
-		product->on_sale = strcmp(product->status, "on_sale") == 0;
-		product->slot = shop_fetch_int4(row, 4);
-		product->available = shop_fetch_int8(row, 5);
-	}
+		read_product(&lookup, &products[i]);
+	shop_lookup_close(&lookup);
 }

@@ -59,6 +59,14 @@
 #define PG_PRINTF_ATTRIBUTE printf
 #endif
 
+/* An index scan got room for statistics that we do not collect. */
+#if PG_VERSION_NUM >= 180000
+#define SHOP_INDEX_BEGINSCAN(table, index, snapshot, keys) \
+	index_beginscan((table), (index), (snapshot), NULL, (keys), 0)
+#else
+#define SHOP_INDEX_BEGINSCAN(table, index, snapshot, keys) index_beginscan((table), (index), (snapshot), (keys), 0)
+#endif
+
 /* A proc number names a process's entry in shared memory. */
 #if PG_VERSION_NUM >= 170000
 #define SHOP_PROC_BY_NUMBER(n) GetPGProcByNumber(n)

@@ -14,6 +14,7 @@
 #include "common/int.h"
 #include "lib/stringinfo.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 
 /* Elements of the JSON array; those that name the same product are summed. */
 #define MAX_MENTIONS 100000
@@ -161,7 +162,7 @@ no_refusal(void)
 
 /* The first refusal of the catalogue, in the declared order of refusals. */
 static ShopRefusal
-check_products(const ShopItems *items, const ShopProduct *products)
+check_products(const ShopItems *items, const ShopProduct *products, const ShopDemand *demands)
 {
 	for (int i = 0; i < items->n; i++)
 		if (!products[i].found)
@@ -171,10 +172,10 @@ check_products(const ShopItems *items, const ShopProduct *products)
 			return shop_refusal(SHOP_PRODUCT_NOT_ON_SALE, "{\"product_id\": " INT64_FORMAT ", \"status\": \"%s\"}",
 				products[i].product_id, products[i].status);
 	for (int i = 0; i < items->n; i++)
-		if (products[i].available < items->items[i].quantity)
+		if (demands[i].available < demands[i].quantity)
 			return shop_refusal(SHOP_INSUFFICIENT_STOCK,
-				"{\"product_id\": " INT64_FORMAT ", \"requested\": %d, \"available\": " INT64_FORMAT "}",
-				products[i].product_id, items->items[i].quantity, products[i].available);
+				"{\"product_id\": " INT64_FORMAT ", \"requested\": " INT64_FORMAT ", \"available\": " INT64_FORMAT "}",
+				demands[i].product_id, demands[i].quantity, demands[i].available);
 	return no_refusal();
 }
 
@@ -192,36 +193,6 @@ sum_prices(ShopItems *items)
 							   errdetail("{\"argument\": \"items\", \"maximum\": " INT64_FORMAT "}", SHOP_MAX_AMOUNT),
 							   errhint("Split the order.")));
 	}
-}
-
-/*
- * Reads prices, status and units in one statement and without a lock.  What
- * it finds missing is missing for good: units taken by others come back only
- * if they roll back, and until then they still count as available.
- */
-ShopRefusal
-shop_items_price(ShopItems *items)
-{
-	ShopProduct *products = palloc0(sizeof(ShopProduct) * items->n);
-	ShopRefusal refusal;
-
-	for (int i = 0; i < items->n; i++)
-	{
-		products[i].product_id = items->items[i].product_id;
-		products[i].quantity = items->items[i].quantity;
-	}
-	shop_catalog_read(products, items->n);
-	refusal = check_products(items, products);
-	if (refusal.condition != SHOP_NO_REFUSAL)
-		return refusal;
-
-	for (int i = 0; i < items->n; i++)
-	{
-		items->items[i].unit_price = products[i].price;
-		items->items[i].slot = products[i].slot;
-	}
-	sum_prices(items);
-	return refusal;
 }
 
 static ShopItem *
@@ -289,8 +260,43 @@ shop_items_demands(const ShopItems *items)
 	ShopDemand *demands = palloc(sizeof(ShopDemand) * Max(items->n, 1));
 
 	for (int i = 0; i < items->n; i++)
-		demands[i] = (ShopDemand){items->items[i].product_id, items->items[i].quantity, items->items[i].slot};
+		demands[i] = (ShopDemand){.product_id = items->items[i].product_id,
+			.quantity = items->items[i].quantity,
+			.slot = items->items[i].slot,
+			.busy = items->items[i].busy};
 	return demands;
+}
+
+/*
+ * Reads prices, status and units in one snapshot and without a lock.  What it
+ * finds missing is missing for good: units taken by others come back only if
+ * they roll back, and until then they still count as available.
+ */
+ShopRefusal
+shop_items_price(ShopItems *items)
+{
+	ShopProduct *products = palloc0(sizeof(ShopProduct) * items->n);
+	ShopDemand *demands = shop_items_demands(items);
+	ShopRefusal refusal;
+
+	for (int i = 0; i < items->n; i++)
+		products[i].product_id = items->items[i].product_id;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	shop_catalog_read(products, items->n);
+	shop_stock_look(demands, items->n, shop_now());
+	PopActiveSnapshot();
+	refusal = check_products(items, products, demands);
+	if (refusal.condition != SHOP_NO_REFUSAL)
+		return refusal;
+
+	for (int i = 0; i < items->n; i++)
+	{
+		items->items[i].unit_price = products[i].price;
+		items->items[i].slot = demands[i].slot;
+		items->items[i].busy = demands[i].busy;
+	}
+	sum_prices(items);
+	return refusal;
 }
 
 ShopExpired

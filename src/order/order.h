@@ -25,6 +25,7 @@ typedef struct ShopItem
 	int64 unit_price;
 	int64 discount;
 	int32 slot; /* nearest stock slot with enough units, or -1 */
+	bool busy;	/* is somebody else at that slot? */
 } ShopItem;
 
 /* Sorted by product_id. */

@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "outbox/batch.h"
 #include "query.h"
+#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -402,7 +403,16 @@ has_loner(const ShopSender *sender)
 	return false;
 }
 
-/* Loads what there is room for; true if anything came. */
+static bool
+has_untried(const ShopBatch *window, int from)
+{
+	for (int i = from; i < window->n; i++)
+		if (window->events[i]->state == SHOP_EVENT_UNTRIED)
+			return true;
+	return false;
+}
+
+/* Loads what there is room for; true if there is something to send among it. */
 static bool
 load(ShopSender *sender, TimestampTz now)
 {
@@ -413,7 +423,7 @@ load(ShopSender *sender, TimestampTz now)
 		(sender->outlet.failures >= SHOP_BREAKER_FAILURES && unfinished(&sender->window) > 0))
 		return false;
 	shop_batch_load(&sender->outlet, &sender->window, room, true, now);
-	return sender->window.n > before;
+	return has_untried(&sender->window, before);
 }
 
 /* When the next transaction is due, if nothing happens before. */
@@ -464,6 +474,21 @@ wait_or_give_up(ShopSender *sender, TimestampTz now)
 	sender->run_at = DT_NOEND;
 }
 
+/*
+ * Commits, and waits until the standbys that are synchronous have it too.
+ * pg_cancel_backend() would end that wait, as if they had.
+ */
+static void
+commit_durably(void)
+{
+	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	pqsignal(SIGINT, SIG_IGN);
+	QueryCancelPending = false;
+	shop_process_commit();
+	pqsignal(SIGINT, StatementCancelHandler);
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 /* Records and loads.  The commit is synchronous where something is about to leave. */
 static void
 run_transaction(ShopSender *sender)
@@ -484,10 +509,10 @@ run_transaction(ShopSender *sender)
 		record(sender, now);
 		sender->run_at = sender->outlet.ready ? next_run(sender, now) : DT_NOEND;
 	}
-	SetConfigOption("synchronous_commit", loaded ? "on" : "off", PGC_SUSET, PGC_S_OVERRIDE);
-	shop_process_commit();
 	if (loaded)
-		SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+		commit_durably();
+	else
+		shop_process_commit();
 }
 
 /* Is there enough to be recorded, or has it waited for long enough? */

@@ -56,10 +56,12 @@ find_replay(const char *key, int64 product_id, int32 quantity, int64 *result)
 static void
 move_units(int64 product_id, int32 quantity, TimestampTz now)
 {
+	ShopDemand demand = {.product_id = product_id, .quantity = quantity > 0 ? quantity : -(int64) quantity, .slot = -1};
+
 	if (quantity > 0)
-		shop_stock_give_back(&(ShopDemand){product_id, quantity, -1}, 1);
+		shop_stock_give_back(&demand, 1);
 	else
-		shop_orders_expire(shop_stock_take(&(ShopDemand){product_id, -(int64) quantity, -1}, 1, now), now);
+		shop_orders_expire(shop_stock_take(&demand, 1, now), now);
 }
 
 static int64

@@ -12,7 +12,9 @@ typedef struct ShopDemand
 {
 	int64 product_id;
 	int64 quantity;
-	int32 slot; /* the nearest slot with that many when last looked at, or -1 */
+	int32 slot;		 /* the nearest slot with that many when last looked at, or -1 */
+	bool busy;		 /* was somebody else at that slot then? */
+	int64 available; /* all units that could be had then, or as many as are wanted */
 } ShopDemand;
 
 /*
@@ -27,6 +29,7 @@ typedef struct ShopExpired
 } ShopExpired;
 
 /* take.c: demands are sorted by product and distinct */
+extern void shop_stock_look(ShopDemand *demands, int n, TimestampTz now);
 extern ShopExpired shop_stock_take(const ShopDemand *demands, int n, TimestampTz now);
 extern void shop_stock_give_back(const ShopDemand *demands, int n);
 extern int64 shop_stock_available(int64 product_id, TimestampTz now);

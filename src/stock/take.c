@@ -2,10 +2,11 @@
  * take.c
  *		Takes the units of an order from stock, and gives units back.
  *
- * A product that nobody fights over has all its units in slot 0; those of an
- * order are locked in one statement and updated in another.  What is left is
- * taken product by product, the way slots.c has it.  Where the slots have too
- * few units between them, reservations that have expired give theirs back.
+ * A product that nobody fights over has all its units in slot 0, and one
+ * conditional update takes them.  Where somebody else was at the slot when it
+ * was looked at, or there are nearer ones, it goes the way slots.c has it.
+ * Where the slots have too few units between them, reservations that have
+ * expired give theirs back.
  *
  * Lock order: products ascending; of one product its slots from 0 upwards, and
  * then, with all slots locked, holds by the time they expire.  Giving back
@@ -16,30 +17,17 @@
 #include "stock/stock.h"
 
 #include "error.h"
+#include "lookup.h"
 #include "stock/slots.h"
+#include "utils/fmgroids.h"
 
 /* There is one location; SHOP_DEFAULT_LOCATION is the column's default. */
 static ShopSlots slots = SHOP_SLOTS("shop.stock", "product_id", "product_id = $1 AND location_id = 1", "on_hand");
 StaticAssertDecl(SHOP_DEFAULT_LOCATION == 1, "the statements of stock name the location");
 
-/*
- * Locks slot 0 of each product, in the order of the demands; slot is NULL
- * where it is locked by others or short.
- */
-static ShopQuery lock_first = SHOP_QUERY(
-	"SELECT s.slot"
-	"  FROM unnest($1::bigint[], $2::bigint[]) AS d(product_id, quantity)"
-	"  LEFT JOIN LATERAL"
-	"       (SELECT slot FROM shop.stock"
-	"         WHERE product_id = d.product_id AND location_id = 1 AND slot = 0 AND on_hand >= d.quantity"
-	"         LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) s ON true",
-	INT8ARRAYOID, INT8ARRAYOID);
-
-static ShopQuery subtract_first = SHOP_QUERY(
-	"UPDATE shop.stock s SET on_hand = s.on_hand - t.quantity"
-	"  FROM unnest($1::bigint[], $2::bigint[]) AS t(product_id, quantity)"
-	" WHERE s.product_id = t.product_id AND s.location_id = 1 AND s.slot = 0 AND s.on_hand >= t.quantity",
-	INT8ARRAYOID, INT8ARRAYOID);
+static ShopQuery take_first = SHOP_QUERY("UPDATE shop.stock SET on_hand = on_hand - $2"
+										 " WHERE product_id = $1 AND location_id = 1 AND slot = 0 AND on_hand >= $2",
+	INT8OID, INT8OID);
 
 static ShopQuery wait_first = SHOP_QUERY("SELECT FROM shop.stock"
 										 " WHERE product_id = ANY($1) AND location_id = 1 AND slot = 0"
@@ -50,6 +38,19 @@ static ShopQuery add_first = SHOP_QUERY("UPDATE shop.stock s SET on_hand = s.on_
 										"  FROM unnest($1::bigint[], $2::bigint[]) AS t(product_id, quantity)"
 										" WHERE s.product_id = t.product_id AND s.location_id = 1 AND s.slot = 0",
 	INT8ARRAYOID, INT8ARRAYOID);
+
+static const ShopTable stock_table = {"stock", {"product_id", "location_id", "slot"}, {"slot", "on_hand"}};
+enum
+{
+	SLOT,
+	ON_HAND
+};
+
+static const ShopTable hold_table = {"stock_hold", {"product_id", "expires_at"}, {"quantity"}};
+enum
+{
+	HELD
+};
 
 static ShopQuery sum_available = SHOP_QUERY(
 	"SELECT ((SELECT coalesce(sum(on_hand), 0) FROM shop.stock WHERE product_id = $1 AND location_id = 1)"
@@ -64,6 +65,70 @@ shop_stock_available(int64 product_id, TimestampTz now)
 	shop_query(&sum_available, SHOP_VALUES(shop_int8(product_id), shop_time(now)));
 	return shop_fetch_int8(0, 1);
 }
+
+/*
+ * Looking
+ */
+
+/* All units of a product, those of expired reservations included. */
+static int64
+sum_units(int64 product_id, TimestampTz now)
+{
+	ShopLookup lookup;
+	int64 units = 0;
+
+	shop_lookup_open(&lookup, &stock_table, 2, ForwardScanDirection);
+	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(product_id), SHOP_KEY_INT4(SHOP_DEFAULT_LOCATION)), 2);
+	while (shop_lookup_next(&lookup))
+		units += shop_lookup_int8(&lookup, ON_HAND);
+	shop_lookup_close(&lookup);
+
+	shop_lookup_open(&lookup, &hold_table, 2, ForwardScanDirection);
+	shop_lookup_start(&lookup,
+		SHOP_KEYS(SHOP_KEY_INT8(product_id), {BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, TimestampTzGetDatum(now)}), 2);
+	while (shop_lookup_next(&lookup))
+		units += shop_lookup_int8(&lookup, HELD);
+	shop_lookup_close(&lookup);
+	return units;
+}
+
+/* The backend's own slot or the next lower one that has enough. */
+static void
+find_nearest(ShopLookup *lookup, ShopDemand *demand, int32 own)
+{
+	shop_lookup_start(lookup,
+		SHOP_KEYS(SHOP_KEY_INT8(demand->product_id), SHOP_KEY_INT4(SHOP_DEFAULT_LOCATION),
+			{BTLessEqualStrategyNumber, F_INT4LE, Int32GetDatum(own)}),
+		3);
+	demand->slot = -1;
+	while (demand->slot < 0 && shop_lookup_next(lookup))
+		if (shop_lookup_int8(lookup, ON_HAND) >= demand->quantity)
+		{
+			demand->slot = shop_lookup_int4(lookup, SLOT);
+			demand->busy = shop_lookup_is_busy(lookup);
+		}
+}
+
+/*
+ * Looks in the active snapshot, without a lock, where the units can be had.
+ * All units are summed only where no nearby slot has enough.
+ */
+void
+shop_stock_look(ShopDemand *demands, int n, TimestampTz now)
+{
+	ShopLookup lookup;
+
+	shop_lookup_open(&lookup, &stock_table, 3, BackwardScanDirection);
+	for (int i = 0; i < n; i++)
+		find_nearest(&lookup, &demands[i], shop_slots_own());
+	shop_lookup_close(&lookup);
+	for (int i = 0; i < n; i++)
+		demands[i].available = demands[i].slot >= 0 ? demands[i].quantity : sum_units(demands[i].product_id, now);
+}
+
+/*
+ * Taking
+ */
 
 /* Opens the stock of a new product. */
 void
@@ -99,56 +164,10 @@ quantities(const ShopDemand *demands, int n)
 	return shop_int8_array(values, n);
 }
 
-/* One row per demand, in their order; the first without a slot ends it. */
 static bool
-count_locked(TupleTableSlot *row, void *arg)
+take_from_first(const ShopDemand *demand)
 {
-	int *locked = arg;
-	bool isnull;
-
-	(void) slot_getattr(row, 1, &isnull);
-	if (!isnull)
-		(*locked)++;
-	return !isnull;
-}
-
-/*
- * Locks slot 0 for each of the demands; stops at the first where that fails,
- * so that nothing is locked beyond a product that has to be waited for.
- * Returns how many it locked.
- */
-static int
-lock_first_slots(const ShopDemand *demands, int n)
-{
-	int locked = 0;
-
-	if (n > 0)
-		shop_query_each(
-			&lock_first, SHOP_VALUES(product_ids(demands, n), quantities(demands, n)), count_locked, &locked);
-	return locked;
-}
-
-static void
-take_locked(const ShopDemand *demands, int n)
-{
-	uint64 updated;
-
-	if (n == 0)
-		return;
-	updated = shop_query(&subtract_first, SHOP_VALUES(product_ids(demands, n), quantities(demands, n)));
-	if (updated != (uint64) n)
-		elog(ERROR, "took units from " UINT64_FORMAT " of %d locked slots", updated, n);
-}
-
-/* How many demands from here on are best taken from slot 0? */
-static int
-count_first(const ShopDemand *demands, int n)
-{
-	int first = 0;
-
-	while (first < n && demands[first].slot == 0)
-		first++;
-	return first;
+	return shop_query(&take_first, SHOP_VALUES(shop_int8(demand->product_id), shop_int8(demand->quantity))) > 0;
 }
 
 /*
@@ -190,17 +209,12 @@ shop_stock_take(const ShopDemand *demands, int n, TimestampTz now)
 {
 	ShopExpired expired = {0};
 
-	for (int done = 0; done < n; done++)
+	for (const ShopDemand *demand = demands; demand < demands + n; demand++)
 	{
-		int locked = lock_first_slots(demands + done, count_first(demands + done, n - done));
-		const ShopDemand *next = &demands[done + locked];
-
-		take_locked(demands + done, locked);
-		done += locked;
-		/* Slot 0 has just been tried. */
-		if (done < n &&
-			!shop_slots_take_free(&slots, next->product_id, next->quantity, next->slot > 0 ? next->slot : -1))
-			take_waiting(next, now, &expired);
+		if (demand->slot == 0 && !demand->busy && take_from_first(demand))
+			continue;
+		if (!shop_slots_take_free(&slots, demand->product_id, demand->quantity, demand->slot > 0 ? demand->slot : -1))
+			take_waiting(demand, now, &expired);
 	}
 	return expired;
 }

@@ -1,0 +1,140 @@
+/*
+ * lookup.c
+ *		Rows by their primary key, without a plan.
+ *
+ * The rows that every order reads (prices, units on hand) are found by the
+ * index itself: an executor that is built and taken down for three of them
+ * costs more than reading them (`SUITES=cost make bench`).  What is seen is
+ * what a SELECT would see in the active snapshot, and a SERIALIZABLE
+ * transaction's reads are noted alike, because that is done below the
+ * executor.  What is locked or written goes through SQL.
+ *
+ * Tables, keys and columns are known by name, and looked up at each use: an
+ * extension that was dropped and created again, or upgraded, has others.
+ *
+ * Locks: AccessShareLock on the table and its index, kept to the end of the
+ * transaction like a statement's.
+ */
+#include "lookup.h"
+
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "catalog/namespace.h"
+#include "storage/procarray.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/relcache.h"
+#include "utils/snapmgr.h"
+
+static AttrNumber
+find_column(Relation table, const char *name)
+{
+	TupleDesc columns = RelationGetDescr(table);
+
+	for (int i = 0; i < columns->natts; i++)
+		if (!TupleDescAttr(columns, i)->attisdropped && strcmp(NameStr(TupleDescAttr(columns, i)->attname), name) == 0)
+			return i + 1;
+	elog(ERROR, "table %s has no column %s", RelationGetRelationName(table), name);
+}
+
+/* The index of the primary key, which must begin with the columns that are looked for. */
+static Relation
+open_index(Relation table, const ShopTable *names, int n_keys)
+{
+	Relation index = index_open(RelationGetPrimaryKeyIndex(table), AccessShareLock);
+
+	for (int i = 0; i < n_keys; i++)
+		if (index->rd_index->indkey.values[i] != find_column(table, names->keys[i]))
+			elog(ERROR, "the key of table %s does not begin with %s", names->name, names->keys[i]);
+	return index;
+}
+
+/* Makes ready to look rows up by the first columns of the key, in the active snapshot. */
+void
+shop_lookup_open(ShopLookup *lookup, const ShopTable *table, int n_keys, ScanDirection direction)
+{
+	Oid oid = get_relname_relid(table->name, get_namespace_oid("shop", false));
+
+	if (!OidIsValid(oid))
+		elog(ERROR, "table shop.%s does not exist", table->name);
+	lookup->table = table_open(oid, AccessShareLock);
+	lookup->index = open_index(lookup->table, table, n_keys);
+	lookup->direction = direction;
+	for (int i = 0; i < SHOP_LOOKUP_MAX_COLUMNS && table->columns[i]; i++)
+		lookup->columns[i] = find_column(lookup->table, table->columns[i]);
+	lookup->row = table_slot_create(lookup->table, NULL);
+	lookup->scan = SHOP_INDEX_BEGINSCAN(lookup->table, lookup->index, GetActiveSnapshot(), n_keys);
+}
+
+/* Begins with the rows of a key; there are as many parts of it as were announced. */
+void
+shop_lookup_start(ShopLookup *lookup, const ShopKey *keys, int n)
+{
+	ScanKeyData scan_keys[SHOP_LOOKUP_MAX_KEYS];
+
+	for (int i = 0; i < n; i++)
+		ScanKeyInit(&scan_keys[i], i + 1, keys[i].strategy, keys[i].function, keys[i].value);
+	index_rescan(lookup->scan, scan_keys, n, NULL, 0);
+}
+
+bool
+shop_lookup_next(ShopLookup *lookup)
+{
+	return index_getnext_slot(lookup->scan, lookup->direction, lookup->row);
+}
+
+void
+shop_lookup_close(ShopLookup *lookup)
+{
+	index_endscan(lookup->scan);
+	ExecDropSingleTupleTableSlot(lookup->row);
+	index_close(lookup->index, NoLock);
+	table_close(lookup->table, NoLock);
+}
+
+static Datum
+get_column(ShopLookup *lookup, int column)
+{
+	bool isnull;
+	Datum value = slot_getattr(lookup->row, lookup->columns[column], &isnull);
+
+	if (isnull)
+		elog(ERROR, "unexpected null in table %s", RelationGetRelationName(lookup->table));
+	return value;
+}
+
+int64
+shop_lookup_int8(ShopLookup *lookup, int column)
+{
+	return DatumGetInt64(get_column(lookup, column));
+}
+
+int32
+shop_lookup_int4(ShopLookup *lookup, int column)
+{
+	return DatumGetInt32(get_column(lookup, column));
+}
+
+char *
+shop_lookup_text(ShopLookup *lookup, int column)
+{
+	return TextDatumGetCString(get_column(lookup, column));
+}
+
+/* Is somebody else changing or locking this row now, as far as one can tell without waiting? */
+bool
+shop_lookup_is_busy(ShopLookup *lookup)
+{
+	HeapTuple tuple = ExecFetchSlotHeapTuple(lookup->row, false, NULL);
+	TransactionId locker = HeapTupleHeaderGetRawXmax(tuple->t_data);
+
+	if (tuple->t_data->t_infomask & HEAP_XMAX_INVALID)
+		return false;
+	if (tuple->t_data->t_infomask & HEAP_XMAX_IS_MULTI)
+		return true;
+	return TransactionIdIsNormal(locker) && !TransactionIdIsCurrentTransactionId(locker) &&
+		   TransactionIdIsInProgress(locker);
+}

@@ -1,0 +1,58 @@
+/*
+ * lookup.h
+ *		Rows by their key, without a plan.
+ */
+#ifndef SHOP_LOOKUP_H
+#define SHOP_LOOKUP_H
+
+#include "shop.h"
+
+#include "access/genam.h"
+#include "access/skey.h"
+#include "executor/tuptable.h"
+#include "utils/rel.h"
+
+#define SHOP_LOOKUP_MAX_COLUMNS 8
+#define SHOP_LOOKUP_MAX_KEYS 4
+
+/* A table of the shop, the columns of its primary key that are looked for, and those that are read. */
+typedef struct ShopTable
+{
+	const char *name;
+	const char *keys[SHOP_LOOKUP_MAX_KEYS];		  /* the first ones of the key; ends with NULL */
+	const char *columns[SHOP_LOOKUP_MAX_COLUMNS]; /* numbered from 0; ends with NULL */
+} ShopTable;
+
+/* What a column of the key is compared with. */
+typedef struct ShopKey
+{
+	StrategyNumber strategy; /* BTEqualStrategyNumber, … */
+	RegProcedure function;	 /* F_INT8EQ, … */
+	Datum value;
+} ShopKey;
+
+#define SHOP_KEY_INT8(n) ((ShopKey){BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(n)})
+#define SHOP_KEY_INT4(n) ((ShopKey){BTEqualStrategyNumber, F_INT4EQ, Int32GetDatum(n)})
+#define SHOP_KEYS(...) ((ShopKey[]){__VA_ARGS__})
+
+typedef struct ShopLookup
+{
+	Relation table;
+	Relation index;
+	IndexScanDesc scan;
+	ScanDirection direction;
+	TupleTableSlot *row;
+	AttrNumber columns[SHOP_LOOKUP_MAX_COLUMNS];
+} ShopLookup;
+
+extern void shop_lookup_open(ShopLookup *lookup, const ShopTable *table, int n_keys, ScanDirection direction);
+extern void shop_lookup_start(ShopLookup *lookup, const ShopKey *keys, int n);
+extern bool shop_lookup_next(ShopLookup *lookup);
+extern void shop_lookup_close(ShopLookup *lookup);
+
+extern int64 shop_lookup_int8(ShopLookup *lookup, int column);
+extern int32 shop_lookup_int4(ShopLookup *lookup, int column);
+extern char *shop_lookup_text(ShopLookup *lookup, int column);
+extern bool shop_lookup_is_busy(ShopLookup *lookup);
+
+#endif /* SHOP_LOOKUP_H */
