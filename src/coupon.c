@@ -24,6 +24,7 @@
 #include "coupon.h"
 
 #include "idempotency.h"
+#include "json.h"
 #include "outbox/outbox.h"
 #include "query.h"
 #include "stock/slots.h"
@@ -307,14 +308,18 @@ take_one(const IssueCall *call)
 static void
 emit_issued(const IssueCall *call)
 {
+	ShopJson json = {0};
 	char id[32];
 
+	shop_json_begin(&json);
+	shop_json_int8(&json, "coupon_id", call->coupon_id);
+	shop_json_int8(&json, "campaign_id", call->campaign_id);
+	shop_json_int8(&json, "user_id", call->user_id);
+	shop_json_text(&json, "status", "usable");
+	shop_json_moment(&json, "issued_at", call->issued_at);
+	shop_json_moment(&json, "expires_at", call->expires_at);
 	snprintf(id, sizeof(id), INT64_FORMAT, call->coupon_id);
-	shop_emit("coupon.issued", "coupon", id,
-		psprintf("{\"coupon_id\": %s, \"campaign_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT
-				 ", \"status\": \"usable\", \"issued_at\": \"%s\", \"expires_at\": \"%s\"}",
-			id, call->campaign_id, call->user_id, shop_json_time(call->issued_at), shop_json_time(call->expires_at)),
-		call->issued_at);
+	shop_emit("coupon.issued", "coupon", id, shop_json_end(&json), call->issued_at);
 }
 
 /*

@@ -21,6 +21,7 @@
 #include "common/int.h"
 #include "error.h"
 #include "idempotency.h"
+#include "json.h"
 #include "outbox/outbox.h"
 #include "query.h"
 #include "subtransaction.h"
@@ -190,15 +191,19 @@ check_use(const PointCall *call, const ShopAccount *account)
 static void
 emit_points(const PointCall *call, TimestampTz now)
 {
+	ShopJson json = {0};
 	char user[32];
 
+	shop_json_begin(&json);
+	shop_json_int8(&json, "entry_id", call->entry_id);
+	shop_json_int8(&json, "user_id", call->user_id);
+	shop_json_int8(&json, "amount", call->amount);
+	shop_json_int8(&json, "balance", call->balance);
+	shop_json_text(&json, "reason", call->reason);
+	shop_json_text(&json, "currency", shop_currency);
+	shop_json_moment(&json, "created_at", now);
 	snprintf(user, sizeof(user), INT64_FORMAT, call->user_id);
-	shop_emit(call->event_type, "account", user,
-		psprintf("{\"entry_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"amount\": " INT64_FORMAT
-				 ", \"balance\": " INT64_FORMAT ", \"reason\": %s, \"currency\": \"%s\", \"created_at\": \"%s\"}",
-			call->entry_id, call->user_id, call->amount, call->balance,
-			call->reason ? shop_json_string(call->reason) : "null", shop_currency, shop_json_time(now)),
-		now);
+	shop_emit(call->event_type, "account", user, shop_json_end(&json), now);
 }
 
 static void

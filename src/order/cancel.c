@@ -29,11 +29,16 @@ points_paid(const ShopItems *items)
 	return points;
 }
 
-static char *
-event_members(int64 points, const char *reason, TimestampTz now)
+static void
+emit(const ShopOrder *order, int64 points, const char *reason, const ShopItems *left, TimestampTz now)
 {
-	return psprintf("\"cancelled_at\": \"%s\", \"amount\": " INT64_FORMAT ", \"reason\": %s, ", shop_json_time(now),
-		points, reason ? shop_json_string(reason) : "null");
+	ShopJson json = {0};
+
+	shop_json_begin(&json);
+	shop_json_moment(&json, "cancelled_at", now);
+	shop_json_int8(&json, "amount", points);
+	shop_json_text(&json, "reason", reason);
+	shop_order_emit(order, "cancelled", &json, left, now);
 }
 
 static void
@@ -59,7 +64,7 @@ cancel_locked(ShopOrder *order, ShopAccount *account, const char *reason)
 	shop_order_save(order);
 	order->balance = account->balance;
 	shop_change_record("cancelled", order, points, account, reason, NULL, NULL, now);
-	shop_order_emit(order, "cancelled", event_members(points, reason, now), &left, now);
+	emit(order, points, reason, &left, now);
 }
 
 /* Returns true if the order had been cancelled before. */

@@ -47,7 +47,7 @@ end_reservation(int64 order_id, TimestampTz now)
 	n = shop_lines_read(order_id, &lines);
 	items = shop_lines_items(lines, n);
 	shop_change_record("expired", &order, 0, NULL, NULL, NULL, NULL, now);
-	shop_order_emit(&order, "expired", "", &items, now);
+	shop_order_emit(&order, "expired", NULL, &items, now);
 }
 
 static int

@@ -342,26 +342,24 @@ shop_items_same(const ShopItems *items, int64 order_id)
 	return true;
 }
 
-/* The lines as a JSON array, as events show them. */
-char *
-shop_items_json(const ShopItems *items)
+/* Adds the lines, as events show them. */
+void
+shop_items_json(const ShopItems *items, ShopJson *json)
 {
 	ShopItem *lines = by_line(items);
-	StringInfoData buf;
 
-	initStringInfo(&buf);
-	for (int i = 0; i < items->n; i++)
+	shop_json_begin_array(json, "lines");
+	for (ShopItem *line = lines; line < lines + items->n; line++)
 	{
-		int64 subtotal = lines[i].unit_price * lines[i].quantity;
-
-		appendStringInfo(&buf,
-			"%s{\"product_id\": " INT64_FORMAT ", \"quantity\": %d, \"unit_price\": " INT64_FORMAT
-			", \"discount\": " INT64_FORMAT ", \"total\": " INT64_FORMAT "}",
-			i == 0 ? "[" : ", ", lines[i].product_id, lines[i].quantity, lines[i].unit_price, lines[i].discount,
-			subtotal - lines[i].discount);
+		shop_json_begin(json);
+		shop_json_int8(json, "product_id", line->product_id);
+		shop_json_int8(json, "quantity", line->quantity);
+		shop_json_int8(json, "unit_price", line->unit_price);
+		shop_json_int8(json, "discount", line->discount);
+		shop_json_int8(json, "total", line->unit_price * line->quantity - line->discount);
+		(void) shop_json_end(json);
 	}
-	appendStringInfoChar(&buf, ']');
-	return buf.data;
+	shop_json_end_array(json);
 }
 
 /* Products and quantities as a text that is the same for the same items. */

@@ -100,32 +100,50 @@ shop_order_save(const ShopOrder *order)
 		elog(ERROR, "order " INT64_FORMAT " is gone", order->order_id);
 }
 
-/* A key with a time and a comma; nothing for an order that has no such time. */
-static char *
-time_member(const char *key, TimestampTz time)
+/* Leaves out a time that the order does not have. */
+static void
+add_time(ShopJson *json, const char *key, TimestampTz time)
 {
-	return time == DT_NOEND ? "" : psprintf("\"%s\": \"%s\", ", key, shop_json_time(time));
+	if (time != DT_NOEND)
+		shop_json_moment(json, key, time);
+}
+
+static void
+add_order(ShopJson *json, const ShopOrder *order)
+{
+	shop_json_int8(json, "order_id", order->order_id);
+	shop_json_int8(json, "user_id", order->user_id);
+	shop_json_text(json, "status", shop_order_status_name(order->status));
+	shop_json_text(json, "currency", shop_currency);
+	shop_json_int8(json, "subtotal", order->subtotal);
+	shop_json_int8(json, "discount", order->discount);
+	shop_json_int8(json, "total", order->total);
+	if (order->has_coupon)
+		shop_json_int8(json, "coupon_id", order->coupon_id);
+	else
+		shop_json_text(json, "coupon_id", NULL);
+	add_time(json, "created_at", order->created_at);
+	add_time(json, "expires_at", order->expires_at);
+	add_time(json, "paid_at", order->paid_at);
 }
 
 /*
- * Emits order.<kind>: the order as it is now, what the event adds (JSON that
- * ends in ", ", or nothing), and the lines that it is about.
+ * Emits order.<kind>: what the caller has to add (an object that was begun, or
+ * NULL), the order as it is now, and the lines that it is about.
  */
 void
-shop_order_emit(const ShopOrder *order, const char *kind, const char *more, const ShopItems *lines, TimestampTz now)
+shop_order_emit(const ShopOrder *order, const char *kind, ShopJson *more, const ShopItems *lines, TimestampTz now)
 {
+	ShopJson begun = {0};
+	ShopJson *json = more ? more : &begun;
 	char id[32];
 
+	if (more == NULL)
+		shop_json_begin(json);
+	add_order(json, order);
+	shop_items_json(lines, json);
 	snprintf(id, sizeof(id), INT64_FORMAT, order->order_id);
-	shop_emit(psprintf("order.%s", kind), "order", id,
-		psprintf("{\"order_id\": %s, \"user_id\": " INT64_FORMAT ", \"status\": \"%s\", \"currency\": \"%s\""
-				 ", \"subtotal\": " INT64_FORMAT ", \"discount\": " INT64_FORMAT ", \"total\": " INT64_FORMAT
-				 ", \"coupon_id\": %s, %s%s%s%s\"lines\": %s}",
-			id, order->user_id, shop_order_status_name(order->status), shop_currency, order->subtotal, order->discount,
-			order->total, order->has_coupon ? psprintf(INT64_FORMAT, order->coupon_id) : "null",
-			time_member("created_at", order->created_at), time_member("expires_at", order->expires_at),
-			time_member("paid_at", order->paid_at), more, shop_items_json(lines)),
-		now);
+	shop_emit(psprintf("order.%s", kind), "order", id, shop_json_end(json), now);
 }
 
 /* An order_result. */

@@ -9,6 +9,7 @@
 
 #include "catalog.h"
 #include "error.h"
+#include "json.h"
 #include "points.h"
 #include "query.h"
 #include "stock/stock.h"
@@ -100,7 +101,7 @@ extern ShopExpired shop_items_take_stock(const ShopItems *items, TimestampTz now
 extern ShopDemand *shop_items_demands(const ShopItems *items);
 extern void shop_items_insert(const ShopItems *items, int64 order_id);
 extern bool shop_items_same(const ShopItems *items, int64 order_id);
-extern char *shop_items_json(const ShopItems *items);
+extern void shop_items_json(const ShopItems *items, ShopJson *json);
 extern char *shop_items_text(const ShopItems *items);
 
 /* lines.c */
@@ -125,7 +126,7 @@ extern ShopAccount shop_order_lock(ShopOrder *order);
 extern void shop_order_check_owner(const ShopOrder *order, int64 user_id);
 extern void shop_order_save(const ShopOrder *order);
 extern void shop_order_emit(
-	const ShopOrder *order, const char *kind, const char *more, const ShopItems *lines, TimestampTz now);
+	const ShopOrder *order, const char *kind, ShopJson *more, const ShopItems *lines, TimestampTz now);
 extern Datum shop_order_result(FunctionCallInfo fcinfo, const ShopOrder *order, bool replayed);
 
 /* state.c */

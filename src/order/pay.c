@@ -81,7 +81,7 @@ pay_locked(PayCall *call, ShopAccount *account)
 	order->paid_at = now;
 	shop_order_save(order);
 	shop_change_record("paid", order, -order->total, account, NULL, call->key, &call->arguments, now);
-	shop_order_emit(order, "paid", "", &items, now);
+	shop_order_emit(order, "paid", NULL, &items, now);
 }
 
 static void

@@ -126,7 +126,7 @@ place(PlaceCall *call)
 	}
 	shop_payment_settle(&call->order, &account, now);
 	shop_items_insert(&call->items, call->order.order_id);
-	shop_order_emit(&call->order, "paid", "", &call->items, now);
+	shop_order_emit(&call->order, "paid", NULL, &call->items, now);
 	shop_orders_expire(shop_items_take_stock(&call->items, now), now);
 }
 

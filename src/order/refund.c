@@ -134,13 +134,19 @@ refunded_so_far(const RefundCall *call)
 	return shop_fetch_int8(0, 1);
 }
 
-static char *
-event_members(const RefundCall *call, TimestampTz now)
+static void
+emit(const RefundCall *call, TimestampTz now)
 {
-	return psprintf("\"refund_id\": " INT64_FORMAT ", \"refunded_at\": \"%s\", \"amount\": " INT64_FORMAT
-					", \"refunded\": " INT64_FORMAT ", \"restocked\": %s, \"reason\": %s, ",
-		call->change.change_id, shop_json_time(now), call->change.amount, refunded_so_far(call),
-		call->restock ? "true" : "false", call->reason ? shop_json_string(call->reason) : "null");
+	ShopJson json = {0};
+
+	shop_json_begin(&json);
+	shop_json_int8(&json, "refund_id", call->change.change_id);
+	shop_json_moment(&json, "refunded_at", now);
+	shop_json_int8(&json, "amount", call->change.amount);
+	shop_json_int8(&json, "refunded", refunded_so_far(call));
+	shop_json_bool(&json, "restocked", call->restock);
+	shop_json_text(&json, "reason", call->reason);
+	shop_order_emit(&call->order, "refunded", &json, &call->items, now);
 }
 
 static void
@@ -168,7 +174,7 @@ refund_locked(RefundCall *call, ShopAccount *account)
 	call->change.change_id = shop_change_record(
 		"refunded", order, points, account, call->reason, call->key, &call->arguments, now);
 	insert_lines(call);
-	shop_order_emit(order, "refunded", event_members(call, now), &call->items, now);
+	emit(call, now);
 }
 
 static void

@@ -91,7 +91,7 @@ reserve(ReserveCall *call)
 	shop_order_insert(order, &(ShopPayment){0}, NULL);
 	shop_change_record("reserved", order, 0, &account, NULL, call->key, &call->arguments, now);
 	shop_items_insert(&call->items, order->order_id);
-	shop_order_emit(order, "reserved", "", &call->items, now);
+	shop_order_emit(order, "reserved", NULL, &call->items, now);
 	expired = shop_items_take_stock(&call->items, now);
 	shop_holds_insert(order->order_id, order->expires_at, shop_items_demands(&call->items), call->items.n);
 	shop_orders_expire(expired, now);
@@ -149,6 +149,7 @@ release(ShopOrder *order, int64 user_id)
 	ShopAccount account;
 	ShopItems items;
 	ShopLine *lines;
+	ShopJson json = {0};
 	TimestampTz now;
 	int n;
 
@@ -169,7 +170,9 @@ release(ShopOrder *order, int64 user_id)
 	shop_order_save(order);
 	order->balance = account.balance;
 	shop_change_record("released", order, 0, &account, NULL, NULL, NULL, now);
-	shop_order_emit(order, "released", psprintf("\"released_at\": \"%s\", ", shop_json_time(now)), &items, now);
+	shop_json_begin(&json);
+	shop_json_moment(&json, "released_at", now);
+	shop_order_emit(order, "released", &json, &items, now);
 	return false;
 }
 

@@ -52,11 +52,11 @@ insert(const char *type, const char *aggregatetype, const char *aggregateid, Dat
 	shop_worker_wake_at_commit();
 }
 
-/* Emits an event of the shop's own; payload is a JSON text. */
+/* Emits an event of the shop's own. */
 void
-shop_emit(const char *type, const char *aggregatetype, const char *aggregateid, const char *payload, TimestampTz now)
+shop_emit(const char *type, const char *aggregatetype, const char *aggregateid, Jsonb *payload, TimestampTz now)
 {
-	insert(type, aggregatetype, aggregateid, DirectFunctionCall1(jsonb_in, CStringGetDatum(payload)), 0, now);
+	insert(type, aggregatetype, aggregateid, JsonbPGetDatum(payload), 0, now);
 }
 
 static char *

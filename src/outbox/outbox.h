@@ -7,9 +7,11 @@
 
 #include "shop.h"
 
+#include "utils/jsonb.h"
+
 /* emit.c */
 extern void shop_emit(
-	const char *type, const char *aggregatetype, const char *aggregateid, const char *payload, TimestampTz now);
+	const char *type, const char *aggregatetype, const char *aggregateid, Jsonb *payload, TimestampTz now);
 
 /* endpoint.c */
 extern bool shop_endpoint_builtin_is_home(void);

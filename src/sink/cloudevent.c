@@ -10,9 +10,9 @@
 #include "sink/sink.h"
 
 #include "error.h"
+#include "json.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
-#include "utils/jsonb.h"
 
 /* The attributes of an event but its data, in the order they are written; returns how many. */
 int
@@ -50,46 +50,16 @@ shop_cloudevent_append(StringInfo buf, const ShopMessage *message)
 	appendStringInfoChar(buf, '}');
 }
 
-static void
-push_string(JsonbParseState **state, JsonbIteratorToken token, const char *text)
-{
-	JsonbValue value = {.type = jbvString};
-
-	value.val.string.val = unconstify(char *, text);
-	value.val.string.len = strlen(text);
-	(void) pushJsonbValue(state, token, &value);
-}
-
-static void
-push_jsonb(JsonbParseState **state, Jsonb *json)
-{
-	JsonbValue value;
-
-	if (JB_ROOT_IS_SCALAR(json))
-		(void) JsonbExtractScalar(&json->root, &value);
-	else
-	{
-		value.type = jbvBinary;
-		value.val.binary.data = &json->root;
-		value.val.binary.len = VARSIZE(json) - VARHDRSZ;
-	}
-	(void) pushJsonbValue(state, WJB_VALUE, &value);
-}
-
 Jsonb *
 shop_cloudevent_jsonb(const ShopMessage *message)
 {
 	ShopAttribute attributes[SHOP_MAX_ATTRIBUTES];
 	int n = shop_cloudevent_attributes(message, attributes);
-	JsonbParseState *state = NULL;
+	ShopJson json = {0};
 
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	shop_json_begin(&json);
 	for (int i = 0; i < n; i++)
-	{
-		push_string(&state, WJB_KEY, attributes[i].name);
-		push_string(&state, WJB_VALUE, attributes[i].value);
-	}
-	push_string(&state, WJB_KEY, "data");
-	push_jsonb(&state, message->data);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+		shop_json_text(&json, attributes[i].name, attributes[i].value);
+	shop_json_jsonb(&json, "data", message->data);
+	return shop_json_end(&json);
 }
