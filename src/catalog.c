@@ -19,7 +19,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 
-static const ShopTable product_table = {"product", {"product_id"}, {"price", "status"}};
+static const ShopTable product_table = {.name = "product", .columns = {"price", "status"}, .keys = {"product_id"}};
 enum
 {
 	PRICE,

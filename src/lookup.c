@@ -1,6 +1,6 @@
 /*
  * lookup.c
- *		Rows by their primary key, without a plan.
+ *		Rows by an index, without a plan.
  *
  * The rows that every order reads (prices, units on hand) are found by the
  * index itself: an executor that is built and taken down for three of them
@@ -40,15 +40,43 @@ find_column(Relation table, const char *name)
 	elog(ERROR, "table %s has no column %s", RelationGetRelationName(table), name);
 }
 
-/* The index of the primary key, which must begin with the columns that are looked for. */
+Oid
+shop_table_oid(const char *name)
+{
+	Oid oid = get_relname_relid(name, get_namespace_oid("shop", false));
+
+	if (!OidIsValid(oid))
+		elog(ERROR, "relation shop.%s does not exist", name);
+	return oid;
+}
+
+Relation
+shop_table_open(const ShopTable *table, LOCKMODE lock)
+{
+	return table_open(shop_table_oid(table->name), lock);
+}
+
+/* Finds the numbers of the table's columns; returns how many there are. */
+int
+shop_table_columns(Relation relation, const ShopTable *table, AttrNumber *columns)
+{
+	int n = 0;
+
+	for (; n < SHOP_TABLE_MAX_COLUMNS && table->columns[n]; n++)
+		columns[n] = find_column(relation, table->columns[n]);
+	return n;
+}
+
+/* The index, which must begin with the columns that are looked for. */
 static Relation
 open_index(Relation table, const ShopTable *names, int n_keys)
 {
-	Relation index = index_open(RelationGetPrimaryKeyIndex(table), AccessShareLock);
+	Oid oid = names->index ? shop_table_oid(names->index) : RelationGetPrimaryKeyIndex(table);
+	Relation index = index_open(oid, AccessShareLock);
 
 	for (int i = 0; i < n_keys; i++)
 		if (index->rd_index->indkey.values[i] != find_column(table, names->keys[i]))
-			elog(ERROR, "the key of table %s does not begin with %s", names->name, names->keys[i]);
+			elog(ERROR, "the index of table %s does not begin with %s", names->name, names->keys[i]);
 	return index;
 }
 
@@ -56,15 +84,10 @@ open_index(Relation table, const ShopTable *names, int n_keys)
 void
 shop_lookup_open(ShopLookup *lookup, const ShopTable *table, int n_keys, ScanDirection direction)
 {
-	Oid oid = get_relname_relid(table->name, get_namespace_oid("shop", false));
-
-	if (!OidIsValid(oid))
-		elog(ERROR, "table shop.%s does not exist", table->name);
-	lookup->table = table_open(oid, AccessShareLock);
+	lookup->table = shop_table_open(table, AccessShareLock);
 	lookup->index = open_index(lookup->table, table, n_keys);
 	lookup->direction = direction;
-	for (int i = 0; i < SHOP_LOOKUP_MAX_COLUMNS && table->columns[i]; i++)
-		lookup->columns[i] = find_column(lookup->table, table->columns[i]);
+	(void) shop_table_columns(lookup->table, table, lookup->columns);
 	lookup->row = table_slot_create(lookup->table, NULL);
 	lookup->scan = SHOP_INDEX_BEGINSCAN(lookup->table, lookup->index, GetActiveSnapshot(), n_keys);
 }
@@ -73,10 +96,11 @@ shop_lookup_open(ShopLookup *lookup, const ShopTable *table, int n_keys, ScanDir
 void
 shop_lookup_start(ShopLookup *lookup, const ShopKey *keys, int n)
 {
-	ScanKeyData scan_keys[SHOP_LOOKUP_MAX_KEYS];
+	ScanKeyData scan_keys[SHOP_TABLE_MAX_KEYS];
 
 	for (int i = 0; i < n; i++)
-		ScanKeyInit(&scan_keys[i], i + 1, keys[i].strategy, keys[i].function, keys[i].value);
+		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, keys[i].strategy, InvalidOid,
+			lookup->index->rd_indcollation[i], keys[i].function, keys[i].value);
 	index_rescan(lookup->scan, scan_keys, n, NULL, 0);
 }
 
@@ -104,6 +128,18 @@ get_column(ShopLookup *lookup, int column)
 	if (isnull)
 		elog(ERROR, "unexpected null in table %s", RelationGetRelationName(lookup->table));
 	return value;
+}
+
+bool
+shop_lookup_isnull(ShopLookup *lookup, int column)
+{
+	return slot_attisnull(lookup->row, lookup->columns[column]);
+}
+
+int64
+shop_lookup_int8_or(ShopLookup *lookup, int column, int64 null)
+{
+	return shop_lookup_isnull(lookup, column) ? null : shop_lookup_int8(lookup, column);
 }
 
 int64

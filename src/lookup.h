@@ -1,6 +1,6 @@
 /*
  * lookup.h
- *		Rows by their key, without a plan.
+ *		Tables of the shop by name, and rows by an index, without a plan.
  */
 #ifndef SHOP_LOOKUP_H
 #define SHOP_LOOKUP_H
@@ -12,15 +12,16 @@
 #include "executor/tuptable.h"
 #include "utils/rel.h"
 
-#define SHOP_LOOKUP_MAX_COLUMNS 8
-#define SHOP_LOOKUP_MAX_KEYS 4
+#define SHOP_TABLE_MAX_COLUMNS 16
+#define SHOP_TABLE_MAX_KEYS 4
 
-/* A table of the shop, the columns of its primary key that are looked for, and those that are read. */
+/* A table of the shop: the columns that are read or written, and those that rows are found by. */
 typedef struct ShopTable
 {
 	const char *name;
-	const char *keys[SHOP_LOOKUP_MAX_KEYS];		  /* the first ones of the key; ends with NULL */
-	const char *columns[SHOP_LOOKUP_MAX_COLUMNS]; /* numbered from 0; ends with NULL */
+	const char *columns[SHOP_TABLE_MAX_COLUMNS]; /* numbered from 0; ends with NULL */
+	const char *keys[SHOP_TABLE_MAX_KEYS];		 /* the first ones of the index; ends with NULL */
+	const char *index;							 /* NULL: that of the primary key */
 } ShopTable;
 
 /* What a column of the key is compared with. */
@@ -33,6 +34,7 @@ typedef struct ShopKey
 
 #define SHOP_KEY_INT8(n) ((ShopKey){BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(n)})
 #define SHOP_KEY_INT4(n) ((ShopKey){BTEqualStrategyNumber, F_INT4EQ, Int32GetDatum(n)})
+#define SHOP_KEY_TEXT(t) ((ShopKey){BTEqualStrategyNumber, F_TEXTEQ, CStringGetTextDatum(t)})
 #define SHOP_KEYS(...) ((ShopKey[]){__VA_ARGS__})
 
 typedef struct ShopLookup
@@ -42,15 +44,21 @@ typedef struct ShopLookup
 	IndexScanDesc scan;
 	ScanDirection direction;
 	TupleTableSlot *row;
-	AttrNumber columns[SHOP_LOOKUP_MAX_COLUMNS];
+	AttrNumber columns[SHOP_TABLE_MAX_COLUMNS];
 } ShopLookup;
+
+extern Oid shop_table_oid(const char *name);
+extern Relation shop_table_open(const ShopTable *table, LOCKMODE lock);
+extern int shop_table_columns(Relation relation, const ShopTable *table, AttrNumber *columns);
 
 extern void shop_lookup_open(ShopLookup *lookup, const ShopTable *table, int n_keys, ScanDirection direction);
 extern void shop_lookup_start(ShopLookup *lookup, const ShopKey *keys, int n);
 extern bool shop_lookup_next(ShopLookup *lookup);
 extern void shop_lookup_close(ShopLookup *lookup);
 
+extern bool shop_lookup_isnull(ShopLookup *lookup, int column);
 extern int64 shop_lookup_int8(ShopLookup *lookup, int column);
+extern int64 shop_lookup_int8_or(ShopLookup *lookup, int column, int64 null);
 extern int32 shop_lookup_int4(ShopLookup *lookup, int column);
 extern char *shop_lookup_text(ShopLookup *lookup, int column);
 extern bool shop_lookup_is_busy(ShopLookup *lookup);

@@ -16,6 +16,7 @@
 #include "points.h"
 
 #include "access/xact.h"
+#include "append.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "common/int.h"
@@ -35,14 +36,13 @@ static ShopQuery lock_account = SHOP_QUERY(
 static ShopQuery open_account = SHOP_QUERY(
 	"INSERT INTO shop.account (user_id, balance) VALUES ($1, 0) ON CONFLICT DO NOTHING", INT8OID);
 
-static ShopQuery post = SHOP_QUERY(
-	"WITH account AS"
-	"  (UPDATE shop.account SET balance = balance + $2"
-	"    WHERE user_id = $1 AND balance + $2 >= 0 RETURNING balance)"
-	" INSERT INTO shop.point_entry (user_id, amount, balance, kind, reason, order_id, idempotency_key, created_at)"
-	" SELECT $1, $2, balance, $3, $4, $5, $6, $7 FROM account"
-	" RETURNING entry_id, balance",
-	INT8OID, INT8OID, TEXTOID, TEXTOID, INT8OID, TEXTOID, TIMESTAMPTZOID);
+static ShopQuery add_to_balance = SHOP_QUERY("UPDATE shop.account SET balance = balance + $2"
+											 " WHERE user_id = $1 AND balance + $2 >= 0 RETURNING balance",
+	INT8OID, INT8OID);
+
+static const ShopTable point_entry = {.name = "point_entry",
+	.columns = {
+		"entry_id", "user_id", "amount", "balance", "kind", "reason", "order_id", "idempotency_key", "created_at"}};
 
 static ShopQuery find_entry = SHOP_QUERY("SELECT entry_id, amount, balance, reason FROM shop.point_entry"
 										 " WHERE user_id = $1 AND kind = $2 AND idempotency_key = $3",
@@ -133,6 +133,8 @@ int64
 shop_account_post(ShopAccount *account, int64 amount, const char *kind, const char *reason, const int64 *order_id,
 	const char *key, TimestampTz now)
 {
+	int64 entry_id;
+
 	if (!account->exists)
 	{
 		/* Opened since the snapshot of a REPEATABLE READ caller: PostgreSQL raises 40001. */
@@ -140,12 +142,15 @@ shop_account_post(ShopAccount *account, int64 amount, const char *kind, const ch
 			elog(ERROR, "account of a locked user is there already");
 		account->exists = true;
 	}
-	if (shop_query(
-			&post, SHOP_VALUES(shop_int8(account->user_id), shop_int8(amount), shop_text(kind), shop_text(reason),
-					   order_id ? shop_int8(*order_id) : shop_null(), shop_text(key), shop_time(now))) != 1)
+	if (shop_query(&add_to_balance, SHOP_VALUES(shop_int8(account->user_id), shop_int8(amount))) != 1)
 		elog(ERROR, "balance of a locked account does not cover its debit");
-	account->balance = shop_fetch_int8(0, 2);
-	return shop_fetch_int8(0, 1);
+	account->balance = shop_fetch_int8(0, 1);
+	entry_id = shop_append_number("point_entry_entry_id_seq");
+	shop_append(&point_entry,
+		SHOP_VALUES(shop_int8(entry_id), shop_int8(account->user_id), shop_int8(amount), shop_int8(account->balance),
+			shop_text(kind), shop_text(reason), order_id ? shop_int8(*order_id) : shop_null(), shop_text(key),
+			shop_time(now)));
+	return entry_id;
 }
 
 /* Has this key been used?  With the same arguments, then, or it is refused. */

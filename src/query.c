@@ -35,6 +35,12 @@ shop_int8_or_null(int64 value, bool isnull)
 }
 
 ShopValue
+shop_int2(int16 value)
+{
+	return (ShopValue){Int16GetDatum(value), false};
+}
+
+ShopValue
 shop_int4(int32 value)
 {
 	return (ShopValue){Int32GetDatum(value), false};

@@ -38,6 +38,7 @@ typedef bool (*ShopEach)(TupleTableSlot *row, void *arg);
 
 extern ShopValue shop_int8(int64 value);
 extern ShopValue shop_int8_or_null(int64 value, bool isnull);
+extern ShopValue shop_int2(int16 value);
 extern ShopValue shop_int4(int32 value);
 extern ShopValue shop_bool(bool value);
 extern ShopValue shop_text(const char *value); /* NULL pointer: SQL NULL */

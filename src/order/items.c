@@ -10,6 +10,7 @@
  */
 #include "order/order.h"
 
+#include "append.h"
 #include "catalog/pg_type.h"
 #include "common/int.h"
 #include "lib/stringinfo.h"
@@ -19,10 +20,8 @@
 /* Elements of the JSON array; those that name the same product are summed. */
 #define MAX_MENTIONS 100000
 
-static ShopQuery insert_lines = SHOP_QUERY(
-	"INSERT INTO shop.order_line (order_id, line_no, product_id, quantity, unit_price, discount)"
-	" SELECT $1, t.* FROM unnest($2::integer[], $3::bigint[], $4::integer[], $5::bigint[], $6::bigint[]) t",
-	INT8OID, INT4ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID, INT8ARRAYOID);
+static const ShopTable order_line = {
+	.name = "order_line", .columns = {"order_id", "line_no", "product_id", "quantity", "unit_price", "discount"}};
 
 static ShopQuery read_lines = SHOP_QUERY(
 	"SELECT product_id, quantity FROM shop.order_line WHERE order_id = $1 ORDER BY product_id", INT8OID);
@@ -309,23 +308,13 @@ void
 shop_items_insert(const ShopItems *items, int64 order_id)
 {
 	ShopItem *lines = by_line(items);
-	int32 *numbers = palloc(sizeof(int32) * items->n);
-	int64 *products = palloc(sizeof(int64) * items->n);
-	int32 *quantities = palloc(sizeof(int32) * items->n);
-	int64 *prices = palloc(sizeof(int64) * items->n);
-	int64 *discounts = palloc(sizeof(int64) * items->n);
+	ShopAppend append;
 
-	for (int i = 0; i < items->n; i++)
-	{
-		numbers[i] = lines[i].line_no;
-		products[i] = lines[i].product_id;
-		quantities[i] = lines[i].quantity;
-		prices[i] = lines[i].unit_price;
-		discounts[i] = lines[i].discount;
-	}
-	shop_query(&insert_lines, SHOP_VALUES(shop_int8(order_id), shop_int4_array(numbers, items->n),
-								  shop_int8_array(products, items->n), shop_int4_array(quantities, items->n),
-								  shop_int8_array(prices, items->n), shop_int8_array(discounts, items->n)));
+	shop_append_open(&append, &order_line);
+	for (ShopItem *line = lines; line < lines + items->n; line++)
+		shop_append_row(&append, SHOP_VALUES(shop_int8(order_id), shop_int4(line->line_no), shop_int8(line->product_id),
+									 shop_int4(line->quantity), shop_int8(line->unit_price), shop_int8(line->discount)));
+	shop_append_close(&append);
 }
 
 /* Are these the items that the order was placed with? */

@@ -10,17 +10,13 @@
  */
 #include "order/order.h"
 
+#include "append.h"
 #include "catalog/pg_type.h"
 #include "outbox/outbox.h"
 
-static ShopQuery insert_order = SHOP_QUERY(
-	"INSERT INTO shop.orders (user_id, status, subtotal, discount, total, balance, coupon_id, expected_total,"
-	"                         created_at, expires_at, paid_at, idempotency_key)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
-	" ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING"
-	" RETURNING order_id",
-	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
-	TIMESTAMPTZOID, TEXTOID);
+static const ShopTable orders = {.name = "orders",
+	.columns = {"order_id", "user_id", "status", "subtotal", "discount", "total", "balance", "coupon_id",
+		"expected_total", "created_at", "expires_at", "paid_at", "idempotency_key"}};
 
 static ShopQuery read_order = SHOP_QUERY(
 	"SELECT user_id, status, subtotal, discount, total, balance, coupon_id, created_at, expires_at, paid_at"
@@ -32,19 +28,17 @@ static ShopQuery update_order = SHOP_QUERY(
 	" WHERE order_id = $1",
 	INT8OID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID);
 
-/* Inserts an order and sets its order_id; false if its key has placed one meanwhile. */
-bool
+/* Inserts an order, whose key is known to be new, and sets its order_id. */
+void
 shop_order_insert(ShopOrder *order, const ShopPayment *payment, const char *key)
 {
-	if (shop_query(&insert_order,
-			SHOP_VALUES(shop_int8(order->user_id), shop_text(shop_order_status_name(order->status)),
-				shop_int8(order->subtotal), shop_int8(order->discount), shop_int8(order->total),
-				shop_int8(order->balance), shop_int8_or_null(order->coupon_id, !order->has_coupon),
-				shop_int8_or_null(payment->expected_total, !payment->has_expected_total), shop_time(order->created_at),
-				shop_time_or_null(order->expires_at), shop_time_or_null(order->paid_at), shop_text(key))) == 0)
-		return false;
-	order->order_id = shop_fetch_int8(0, 1);
-	return true;
+	order->order_id = shop_append_number("orders_order_id_seq");
+	shop_append(&orders,
+		SHOP_VALUES(shop_int8(order->order_id), shop_int8(order->user_id),
+			shop_text(shop_order_status_name(order->status)), shop_int8(order->subtotal), shop_int8(order->discount),
+			shop_int8(order->total), shop_int8(order->balance), shop_int8_or_null(order->coupon_id, !order->has_coupon),
+			shop_int8_or_null(payment->expected_total, !payment->has_expected_total), shop_time(order->created_at),
+			shop_time_or_null(order->expires_at), shop_time_or_null(order->paid_at), shop_text(key)));
 }
 
 /* The order as it stands, or order_not_found. */

@@ -120,7 +120,7 @@ extern ShopItem shop_line_part(const ShopLine *line, int32 quantity, int64 point
 extern void shop_lines_discount(int64 order_id, const ShopItems *items);
 
 /* order.c */
-extern bool shop_order_insert(ShopOrder *order, const ShopPayment *payment, const char *key);
+extern void shop_order_insert(ShopOrder *order, const ShopPayment *payment, const char *key);
 extern ShopOrder shop_order_read(int64 order_id);
 extern ShopAccount shop_order_lock(ShopOrder *order);
 extern void shop_order_check_owner(const ShopOrder *order, int64 user_id);

@@ -20,14 +20,28 @@
  */
 #include "order/order.h"
 
-#include "catalog/pg_type.h"
+#include "access/xact.h"
 #include "idempotency.h"
+#include "lookup.h"
 #include "subtransaction.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
 
-static ShopQuery find_order = SHOP_QUERY(
-	"SELECT order_id, coupon_id, expected_total, subtotal, discount, total, balance"
-	"  FROM shop.orders WHERE user_id = $1 AND idempotency_key = $2",
-	INT8OID, TEXTOID);
+static const ShopTable orders = {.name = "orders",
+	.columns = {"order_id", "coupon_id", "expected_total", "subtotal", "discount", "total", "balance"},
+	.keys = {"user_id", "idempotency_key"},
+	.index = "orders_idempotency_key"};
+enum
+{
+	ORDER_ID,
+	COUPON_ID,
+	EXPECTED_TOTAL,
+	SUBTOTAL,
+	DISCOUNT,
+	TOTAL,
+	BALANCE
+};
 
 /* A call of place_order and its answer. */
 typedef struct PlaceCall
@@ -42,16 +56,38 @@ typedef struct PlaceCall
 SHOP_FUNCTION(shop_place_order);
 SHOP_FUNCTION(shop_try_place_order);
 
-/* The first answer again, whatever has become of the order since. */
-static void
-fetch_answer(PlaceCall *call)
+/* The first answer again, whatever has become of the order since; and what it was asked with. */
+static ShopPayment
+fetch_answer(PlaceCall *call, ShopLookup *order)
 {
-	call->order.order_id = shop_fetch_int8(0, 1);
-	call->order.subtotal = shop_fetch_int8(0, 4);
-	call->order.discount = shop_fetch_int8(0, 5);
-	call->order.total = shop_fetch_int8(0, 6);
-	call->order.balance = shop_fetch_int8(0, 7);
+	call->order.order_id = shop_lookup_int8(order, ORDER_ID);
+	call->order.subtotal = shop_lookup_int8(order, SUBTOTAL);
+	call->order.discount = shop_lookup_int8(order, DISCOUNT);
+	call->order.total = shop_lookup_int8(order, TOTAL);
+	call->order.balance = shop_lookup_int8(order, BALANCE);
 	call->replayed = true;
+	return (ShopPayment){.has_coupon = !shop_lookup_isnull(order, COUPON_ID),
+		.coupon_id = shop_lookup_int8_or(order, COUPON_ID, 0),
+		.has_expected_total = !shop_lookup_isnull(order, EXPECTED_TOTAL),
+		.expected_total = shop_lookup_int8_or(order, EXPECTED_TOTAL, 0)};
+}
+
+/* Is there an order of this key in the snapshot?  Then it is the answer. */
+static bool
+find_order(PlaceCall *call, Snapshot snapshot, ShopPayment *first)
+{
+	ShopLookup lookup;
+	bool found;
+
+	PushActiveSnapshot(snapshot);
+	shop_lookup_open(&lookup, &orders, 2, ForwardScanDirection);
+	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(call->order.user_id), SHOP_KEY_TEXT(call->key)), 2);
+	found = shop_lookup_next(&lookup);
+	if (found)
+		*first = fetch_answer(call, &lookup);
+	shop_lookup_close(&lookup);
+	PopActiveSnapshot();
+	return found;
 }
 
 /* Has this key placed an order?  With the same arguments, then, or it is refused. */
@@ -60,15 +96,8 @@ find_replay(PlaceCall *call)
 {
 	ShopPayment first;
 
-	if (call->key == NULL ||
-		shop_query(&find_order, SHOP_VALUES(shop_int8(call->order.user_id), shop_text(call->key))) == 0)
+	if (call->key == NULL || !find_order(call, GetTransactionSnapshot(), &first))
 		return false;
-
-	first = (ShopPayment){.has_coupon = !shop_fetch_isnull(0, 2),
-		.coupon_id = shop_fetch_int8_or(0, 2, 0),
-		.has_expected_total = !shop_fetch_isnull(0, 3),
-		.expected_total = shop_fetch_int8_or(0, 3, 0)};
-	fetch_answer(call);
 	if (!shop_items_same(&call->items, call->order.order_id))
 		shop_key_reused(call->key, "items");
 	shop_same_int64_or_null(
@@ -76,6 +105,24 @@ find_replay(PlaceCall *call)
 	shop_same_int64_or_null(call->key, "expected_total", first.expected_total, !first.has_expected_total,
 		call->payment.expected_total, !call->payment.has_expected_total);
 	return true;
+}
+
+/*
+ * With the user locked, his key is new for good if it is not there now.  A
+ * REPEATABLE READ caller does not see the order of a call that has committed
+ * since his snapshot; his own would be a second one.
+ */
+static bool
+find_replay_locked(PlaceCall *call)
+{
+	ShopPayment first;
+
+	if (find_replay(call))
+		return true;
+	if (call->key && IsolationUsesXactSnapshot() && find_order(call, GetLatestSnapshot(), &first))
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						   errmsg("could not serialize access due to concurrent update")));
+	return false;
 }
 
 /* All that can be refused before the first write; ends with the account locked. */
@@ -104,26 +151,18 @@ place(PlaceCall *call)
 {
 	ShopAccount account;
 	ShopRefusal refusal;
-	TimestampTz now;
+	TimestampTz now = DT_NOBEGIN;
 
 	if (find_replay(call))
 		return;
 	refusal = prepare(call, &account, &now);
+	if (find_replay_locked(call))
+		return;
 	if (refusal.condition != SHOP_NO_REFUSAL)
-	{
-		if (find_replay(call))
-			return;
 		shop_raise(refusal);
-	}
 
 	call->order.created_at = call->order.paid_at = now;
-	if (!shop_order_insert(&call->order, &call->payment, call->key))
-	{
-		/* The same call committed between our look for its key and our lock. */
-		if (!find_replay(call))
-			elog(ERROR, "order of idempotency key is not visible");
-		return;
-	}
+	shop_order_insert(&call->order, &call->payment, call->key);
 	shop_payment_settle(&call->order, &account, now);
 	shop_items_insert(&call->items, call->order.order_id);
 	shop_order_emit(&call->order, "paid", NULL, &call->items, now);

@@ -12,18 +12,19 @@
 #include "outbox/outbox.h"
 
 #include "access/xact.h"
+#include "append.h"
 #include "catalog/pg_type.h"
 #include "error.h"
 #include "query.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 #include "worker/worker.h"
 
-static ShopQuery insert_event = SHOP_QUERY(
-	"INSERT INTO shop.outbox (type, aggregatetype, aggregateid, payload, priority, created_at, traceparent)"
-	" VALUES ($1, $2, $3, $4, $5::smallint, $6, $7) RETURNING id",
-	TEXTOID, TEXTOID, TEXTOID, JSONBOID, INT4OID, TIMESTAMPTZOID, TEXTOID);
+static const ShopTable outbox = {.name = "outbox",
+	.columns = {"event_no", "id", "type", "aggregatetype", "aggregateid", "payload", "priority", "created_at",
+		"traceparent"}};
 
 SHOP_FUNCTION(shop_emit_event);
 
@@ -40,23 +41,28 @@ static const char *const own_types[] = {
 	"coupon.issued",
 };
 
-static void
+/* Returns the event's id. */
+static Datum
 insert(const char *type, const char *aggregatetype, const char *aggregateid, Datum payload, int32 priority,
 	TimestampTz now)
 {
+	Datum id = DirectFunctionCall1(gen_random_uuid, (Datum) 0);
+
 	shop_endpoint_expect_builtin();
 	(void) GetTopTransactionId();
-	shop_query(&insert_event,
-		SHOP_VALUES(shop_text(type), shop_text(aggregatetype), shop_text(aggregateid), shop_datum(payload),
-			shop_int4(priority), shop_time(now), *shop_traceparent ? shop_text(shop_traceparent) : shop_null()));
+	shop_append(&outbox,
+		SHOP_VALUES(shop_int8(shop_append_number("outbox_event_no_seq")), shop_datum(id), shop_text(type),
+			shop_text(aggregatetype), shop_text(aggregateid), shop_datum(payload), shop_int2((int16) priority),
+			shop_time(now), *shop_traceparent ? shop_text(shop_traceparent) : shop_null()));
 	shop_worker_wake_at_commit();
+	return id;
 }
 
 /* Emits an event of the shop's own. */
 void
 shop_emit(const char *type, const char *aggregatetype, const char *aggregateid, Jsonb *payload, TimestampTz now)
 {
-	insert(type, aggregatetype, aggregateid, JsonbPGetDatum(payload), 0, now);
+	(void) insert(type, aggregatetype, aggregateid, JsonbPGetDatum(payload), 0, now);
 }
 
 static char *
@@ -77,7 +83,6 @@ shop_emit_event(PG_FUNCTION_ARGS)
 	char *aggregateid = arg_name(fcinfo, 2, "aggregateid");
 	int32 priority = shop_arg_int32(fcinfo, 4, "priority");
 	pg_uuid_t *id = palloc(sizeof(pg_uuid_t));
-	bool isnull;
 
 	shop_arg_required(fcinfo, 3, "payload");
 	for (size_t i = 0; i < lengthof(own_types); i++)
@@ -88,8 +93,7 @@ shop_emit_event(PG_FUNCTION_ARGS)
 	shop_write_verb("emit_event()");
 
 	SPI_connect();
-	insert(type, aggregatetype, aggregateid, PG_GETARG_DATUM(3), priority, shop_now());
-	*id = *DatumGetUUIDP(shop_fetch(0, 1, &isnull));
+	*id = *DatumGetUUIDP(insert(type, aggregatetype, aggregateid, PG_GETARG_DATUM(3), priority, shop_now()));
 	SPI_finish();
 	PG_RETURN_UUID_P(id);
 }

@@ -39,14 +39,16 @@ static ShopQuery add_first = SHOP_QUERY("UPDATE shop.stock s SET on_hand = s.on_
 										" WHERE s.product_id = t.product_id AND s.location_id = 1 AND s.slot = 0",
 	INT8ARRAYOID, INT8ARRAYOID);
 
-static const ShopTable stock_table = {"stock", {"product_id", "location_id", "slot"}, {"slot", "on_hand"}};
+static const ShopTable stock_table = {
+	.name = "stock", .columns = {"slot", "on_hand"}, .keys = {"product_id", "location_id", "slot"}};
 enum
 {
 	SLOT,
 	ON_HAND
 };
 
-static const ShopTable hold_table = {"stock_hold", {"product_id", "expires_at"}, {"quantity"}};
+static const ShopTable hold_table = {
+	.name = "stock_hold", .columns = {"quantity"}, .keys = {"product_id", "expires_at"}};
 enum
 {
 	HELD
