@@ -231,4 +231,61 @@ BEGIN
     r := shop.place_order(7, '[{"product_id": 3, "quantity": 1}]');
 END
 $$;
+-- Triggers and columns of the database's own are served, as by any INSERT
+CREATE TABLE public.seen (n serial, what text);
+CREATE FUNCTION public.see() RETURNS trigger
+    LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.seen (what) VALUES (concat_ws(' ', TG_WHEN, TG_LEVEL, TG_TABLE_NAME, to_jsonb(NEW)->>'total'));
+    RETURN NEW;
+END
+$$;
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY '{orders,order_line,point_entry,outbox}'::text[] LOOP
+        EXECUTE format('CREATE TRIGGER see_1 BEFORE INSERT ON shop.%I EXECUTE FUNCTION public.see()', name);
+        EXECUTE format('CREATE TRIGGER see_2 BEFORE INSERT ON shop.%I FOR EACH ROW EXECUTE FUNCTION public.see()', name);
+        EXECUTE format('CREATE TRIGGER see_3 AFTER INSERT ON shop.%I FOR EACH ROW EXECUTE FUNCTION public.see()', name);
+        EXECUTE format('CREATE TRIGGER see_4 AFTER INSERT ON shop.%I EXECUTE FUNCTION public.see()', name);
+    END LOOP;
+END
+$$;
+CREATE INDEX orders_twice ON shop.orders ((total * 2)) WHERE total > 0;
+SELECT status, total FROM shop.place_order(7, '[{"product_id": 1, "quantity": 1}, {"product_id": 3, "quantity": 1}]');
+SELECT what FROM public.seen ORDER BY n;
+SET enable_seqscan = off;
+SELECT count(*) > 0 AS indexed FROM shop.orders WHERE total * 2 = (SELECT total * 2 FROM shop.orders ORDER BY order_id DESC LIMIT 1) AND total > 0;
+RESET enable_seqscan;
+-- what a trigger does not allow is not done
+CREATE FUNCTION public.veto() RETURNS trigger
+    LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no %', TG_TABLE_NAME; END $$;
+CREATE CONSTRAINT TRIGGER veto AFTER INSERT ON shop.order_line DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.veto();
+SELECT status FROM shop.place_order(7, '[{"product_id": 1, "quantity": 1}]');
+DROP TRIGGER veto ON shop.order_line;
+-- but all rows of a call in a table are not to be had
+CREATE TRIGGER see_5 AFTER INSERT ON shop.order_line REFERENCING NEW TABLE AS lines FOR EACH STATEMENT EXECUTE FUNCTION public.see();
+SELECT * FROM refusal('SELECT shop.place_order(7, ''[{"product_id": 1, "quantity": 1}]'')');
+DROP TRIGGER see_5 ON shop.order_line;
+-- columns of the database's own have their defaults
+ALTER TABLE shop.orders ADD COLUMN note text NOT NULL DEFAULT 'by default', ADD COLUMN doubled bigint GENERATED ALWAYS AS (total * 2) STORED,
+    ADD COLUMN entered_at timestamptz NOT NULL DEFAULT clock_timestamp();
+SELECT status FROM shop.place_order(7, '[{"product_id": 1, "quantity": 1}]', idempotency_key => 'note');
+SELECT status, replayed FROM shop.place_order(7, '[{"product_id": 1, "quantity": 1}]', idempotency_key => 'note');
+SELECT note, doubled = total * 2 AS doubled FROM shop.orders WHERE idempotency_key = 'note';
+ALTER TABLE shop.orders DROP COLUMN note, DROP COLUMN doubled, DROP COLUMN entered_at;
+SELECT status, replayed FROM shop.place_order(7, '[{"product_id": 1, "quantity": 1}]', idempotency_key => 'note');
+DROP INDEX shop.orders_twice;
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY '{orders,order_line,point_entry,outbox}'::text[] LOOP
+        FOR n IN 1 .. 4 LOOP
+            EXECUTE format('DROP TRIGGER see_%s ON shop.%I', n, name);
+        END LOOP;
+    END LOOP;
+END
+$$;
 SELECT * FROM shop.verify();

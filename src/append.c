@@ -8,8 +8,8 @@
  * a plan's executor for each would take most of the time (`SUITES=cost make
  * bench`).
  *
- * Columns that are not named get no value; numbers and ids come from the
- * caller.  A duplicate key is an error, so whoever calls has made sure that
+ * Numbers and ids come from the caller, and columns that are not the shop's
+ * get their defaults.  A duplicate key is an error, so whoever calls has made sure that
  * there is none.
  *
  * Locks: RowExclusiveLock on the table, kept to the end of the transaction.
@@ -22,6 +22,7 @@
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
+#include "rewrite/rewriteHandler.h"
 #include "utils/snapmgr.h"
 
 /*
@@ -53,6 +54,40 @@ end_triggers(ShopAppend *append)
 		return;
 	ExecASInsertTriggers(append->estate, append->result, NULL);
 	AfterTriggerEndQuery(append->estate);
+	ExecCloseResultRelations(append->estate);
+}
+
+/* Columns that we do not know are the database's own; their defaults are kept for each row. */
+static void
+prepare_defaults(ShopAppend *append)
+{
+	TupleDesc columns = RelationGetDescr(append->table);
+
+	append->defaults = NULL;
+	for (int i = 0; i < columns->natts; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(columns, i);
+		bool known = false;
+
+		for (int j = 0; j < append->n_columns; j++)
+			known |= append->columns[j] == i + 1;
+		if (known || !column->atthasdef || column->attgenerated || column->attisdropped)
+			continue;
+		if (append->defaults == NULL)
+			append->defaults = palloc0(sizeof(ExprState *) * columns->natts);
+		append->defaults[i] = ExecPrepareExpr((Expr *) build_column_default(append->table, i + 1), append->estate);
+	}
+}
+
+static void
+set_defaults(ShopAppend *append)
+{
+	TupleTableSlot *row = append->row;
+
+	for (int i = 0; append->defaults && i < row->tts_tupleDescriptor->natts; i++)
+		if (append->defaults[i])
+			row->tts_values[i] = ExecEvalExpr(
+				append->defaults[i], GetPerTupleExprContext(append->estate), &row->tts_isnull[i]);
 }
 
 /* Makes ready to append rows, with values for the table's columns as named. */
@@ -69,6 +104,7 @@ shop_append_open(ShopAppend *append, const ShopTable *table)
 	append->row = MakeSingleTupleTableSlot(RelationGetDescr(append->table), &TTSOpsVirtual);
 	/* Triggers and index expressions want one. */
 	PushActiveSnapshot(GetTransactionSnapshot());
+	prepare_defaults(append);
 	begin_triggers(append);
 }
 
@@ -79,6 +115,7 @@ shop_append_row(ShopAppend *append, const ShopValue *values)
 
 	ExecClearTuple(row);
 	memset(row->tts_isnull, true, sizeof(bool) * row->tts_tupleDescriptor->natts);
+	set_defaults(append);
 	for (int i = 0; i < append->n_columns; i++)
 	{
 		row->tts_values[append->columns[i] - 1] = values[i].datum;

@@ -19,6 +19,7 @@ typedef struct ShopAppend
 	TupleTableSlot *row;
 	AttrNumber columns[SHOP_TABLE_MAX_COLUMNS];
 	int n_columns;
+	ExprState **defaults; /* by column, for those of others; NULL: there are none */
 } ShopAppend;
 
 extern void shop_append_open(ShopAppend *append, const ShopTable *table);
