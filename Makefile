@@ -3,11 +3,11 @@ PG_CONFIG ?= pg_config
 
 # These targets set the machine up or bring their own server, so they must
 # work before PostgreSQL's development files are installed.
-SCRIPTS_TARGETS = setup check demo replay bench storm rush format help
+SCRIPTS_TARGETS = setup check demo replay bench storm rush delivery format help
 
 ifneq (,$(filter $(SCRIPTS_TARGETS),$(MAKECMDGOALS)))
 
-export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS COUPONS USERS
+export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS COUPONS USERS SUITES HISTORY WRITE RESULTS PARTS RATE EVENTS KEYS BATCH HOLD_MINUTES
 
 .PHONY: $(SCRIPTS_TARGETS)
 
@@ -20,9 +20,10 @@ help:
 	@echo 'make demo        run a small shop on a scratch server and show it'
 	@echo 'make check       run every test, on a scratch server'
 	@echo 'make replay DATA=dir [STREAMS=n] [STOCK=n] [POINTS=n]  place real orders'
-	@echo 'make bench       measure, beside other ways to do the job'
+	@echo 'make bench [SUITES="order cost …"] [ROUNDS=n] [SECONDS=n] [CLIENTS=n]  measure, beside other ways to do the job'
 	@echo 'make storm [SECONDS=n] [CLIENTS=n]  everything at once, then verify()'
 	@echo 'make rush [CLIENTS=n] [COUPONS=n] [USERS=n]  a rush for coupons, checked, then measured'
+	@echo 'make delivery [PARTS=list] [EVENTS=n] [ROUNDS=n]  from commit to receiver: latency, backlogs, memory'
 	@echo 'make format      format the C sources with clang-format'
 
 setup:
@@ -45,6 +46,9 @@ storm:
 
 rush:
 	@bench/rush
+
+delivery:
+	@bench/delivery
 
 format:
 	clang-format -i $$(git ls-files 'src/*.c' 'src/*.h')

@@ -7,30 +7,17 @@
 use strict;
 use warnings;
 
+use FindBin;
+use lib $FindBin::RealBin;
+
 use Errno qw(EAGAIN EINTR);
 use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK);
 use File::Temp;
-use FindBin;
 use IO::Socket::INET;
+use MockCluster;
 use POSIX qw(:sys_wait_h);
 use Test::More;
 use Time::HiRes qw(sleep time);
-
-# Protocol numbers of Kafka, and what its brokers may answer.
-use constant { PRODUCE => 0, INIT_PRODUCER_ID => 22 };
-use constant {
-	DISCONNECT => -195,
-	UNKNOWN_TOPIC => 3,
-	NOT_LEADER => 6,
-	REQUEST_TIMED_OUT => 7,
-	TOO_LARGE => 10,
-	NOT_ENOUGH_REPLICAS => 19,
-	NOT_ENOUGH_REPLICAS_AFTER_APPEND => 20,
-	TOPIC_AUTHORIZATION_FAILED => 29,
-	CLUSTER_AUTHORIZATION_FAILED => 31,
-	OUT_OF_ORDER => 45,
-	STORAGE_ERROR => 56,
-};
 
 # Classes of failures.
 use constant { LATER => 0, NEVER => 1, ENDPOINT => 2 };
@@ -147,32 +134,10 @@ sub log_of
 # The mock cluster
 #
 
-# The lines that a command prints.
 sub mock
 {
 	my ($command) = @_;
-	my @line;
-
-	syswrite $cluster->{in}, "$command\n" or die $!;
-	while (1)
-	{
-		my $line = mock_line();
-		return @line if $line eq 'ok';
-		die "$command: $line" if $line =~ /^error/;
-		push @line, $line;
-	}
-}
-
-sub mock_line
-{
-	while ($cluster->{buffer} !~ /\n/)
-	{
-		wait_for($cluster, 30, 'out') or BAIL_OUT('no answer from the mock cluster');
-		sysread $cluster->{out}, $cluster->{buffer}, 65536, length $cluster->{buffer}
-		  or BAIL_OUT('the mock cluster is gone: ' . log_of($cluster));
-	}
-	$cluster->{buffer} =~ s/^(.*)\n//;
-	return $1;
+	return $cluster->command($command);
 }
 
 sub new_topic
@@ -184,15 +149,10 @@ sub new_topic
 	return $topic;
 }
 
-# The messages of a topic, in the order of their partitions.
 sub messages
 {
 	my ($topic) = @_;
-
-	return map {
-		my ($partition, $offset, $key, $value, @header) = split /\t/, $_, -1;
-		{ partition => $partition, key => $key, value => $value, headers => \@header }
-	} mock("read $topic");
+	return $cluster->messages($topic);
 }
 
 #
@@ -421,14 +381,14 @@ plan skip_all => "no C compiler ($cc)" if system("$cc --version >/dev/null 2>&1"
 plan skip_all => 'librdkafka and its headers are not installed' if !can_compile();
 
 is(compile($cc, 'shop_kafka', glob "$top/src/kafka/*.c"), '', "$cc compiles the program without a warning");
-is(compile($cc, 'mock_cluster', "$top/t/mock_cluster.c"), '', "$cc compiles the mock cluster");
+is(MockCluster::build("$directory/mock_cluster", '-Wall -Wextra -Werror'), '', "$cc compiles the mock cluster");
 for my $other (grep { $_ ne $cc && system("$_ --version >/dev/null 2>&1") == 0 } 'gcc', 'clang')
 {
 	is(compile($other, 'other', glob "$top/src/kafka/*.c"), '', "$other does, too");
 }
 
-$cluster = spawn(undef, "$directory/mock_cluster", 3);
-($brokers) = mock_line() =~ /^brokers (.*)/ or BAIL_OUT('no mock cluster');
+$cluster = MockCluster::start("$directory/mock_cluster", 3);
+$brokers = $cluster->brokers;
 
 subtest 'messages arrive as they are' => sub {
 	my $topic = new_topic(4);
@@ -890,15 +850,6 @@ subtest 'its parent is killed' => sub {
 	ok(!is_alive($child), 'it goes away');
 };
 
-# A zombie whom nobody buries is dead.
-sub is_alive
-{
-	my ($pid) = @_;
-
-	open my $file, '<', "/proc/$pid/stat" or return kill 0 => $pid;
-	return <$file> !~ /\) Z/;
-}
-
 subtest 'nobody listens' => sub {
 	my $process = start(new_topic(1));
 
@@ -1127,6 +1078,66 @@ subtest 'settings of the caller' => sub {
 		'', 'may be any others');
 };
 
-close $cluster->{in};
-is(ended($cluster, 5), 0, 'the mock cluster ends');
+# librdkafka goes on without a thread that it could not start, and does not try
+# again; the program then ends, so that a new one can.
+subtest 'no thread to be had' => sub {
+	my $topic = new_topic(1);
+
+	open my $file, '>', "$directory/threads.c" or die $!;
+	print $file <<'END';
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <threads.h>
+
+/* The first so many threads can be started, whichever way. */
+static int may_start(void)
+{
+	static int left = -1;
+
+	if (left < 0)
+		left = atoi(getenv("THREADS"));
+	return left-- > 0;
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *arg)
+{
+	int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *) = dlsym(RTLD_NEXT, "pthread_create");
+
+	return may_start() ? real(thread, attributes, start, arg) : EAGAIN;
+}
+
+int thrd_create(thrd_t *thread, thrd_start_t start, void *arg)
+{
+	int (*real)(thrd_t *, thrd_start_t, void *) = dlsym(RTLD_NEXT, "thrd_create");
+
+	return may_start() ? real(thread, start, arg) : thrd_nomem;
+}
+END
+	close $file;
+	is(scalar `$cc -shared -fPIC -o $directory/threads.so $directory/threads.c 2>&1`, '', 'compiles');
+	my %ended;
+	for my $threads (0 .. 8)
+	{
+		local $ENV{LD_PRELOAD} = "$directory/threads.so";
+		local $ENV{THREADS} = $threads;
+		my $process = spawn(undef, "$directory/shop_kafka");
+		# Deaf to messages or not even ready: either it delivers, or it ends.
+		talk($process, configure($topic, settings('message.timeout.ms' => 5000)) . message(1, 'key', "value $threads"),
+			30, sub { $process->{delivered}{1} || exists $process->{failed}{1} });
+		# It may lack the thread of a broker that it has no need of yet.
+		my $delivers = $process->{delivered}{1};
+		close $process->{in} if $delivers;
+		my $status = ended($process, 30) // 'hangs';
+		$ended{$status}++;
+		ok($status =~ ($delivers ? qr/^[03]$/ : qr/^[34]$/), "with $threads threads: $status") or diag(log_of($process));
+	}
+	ok($ended{0}, 'with enough of them it delivers');
+	ok($ended{3}, 'without one for a broker it ends as failed for good');
+	ok($ended{4}, 'and with none at all because of the system');
+};
+
+ok($cluster->stop, 'the mock cluster ends');
 done_testing();

@@ -5,17 +5,19 @@ package Receiver;
 use strict;
 use warnings;
 
+use Digest::SHA qw(hmac_sha256);
 use Exporter 'import';
 use File::Basename qw(dirname);
 use File::Spec;
 use HTTP::Tiny;
 use JSON::PP;
+use MIME::Base64 qw(decode_base64 encode_base64);
 use POSIX qw(WNOHANG);
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT = qw(start_receiver make_certificates);
+our @EXPORT = qw(missing signature start_receiver make_certificates);
 
 my $source = File::Spec->catfile(dirname(File::Spec->rel2abs(__FILE__)), 'receiver.c');
 
@@ -24,6 +26,35 @@ my @columns = qw(time target webhook_id type subject events attempt signature ou
 
 my %unescape = (t => "\t", n => "\n", r => "\r", '\\' => '\\');
 my $started = 0;
+
+# Of this kind they are made in no time.
+my @new_key = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1');
+
+# What it needs and this machine does not have, and the same of other programs;
+# empty if all is there.
+sub missing
+{
+	my (@programs) = @_;
+
+	return 'needs a C compiler and the headers of OpenSSL'
+	  if system('echo "#include <openssl/ssl.h>" | ${CC:-cc} -E - >/dev/null 2>&1') != 0;
+	for my $program (@programs)
+	{
+		my $command = $ENV{ uc $program } || $program;
+		return "needs $program" if system("command -v $command >/dev/null 2>&1") != 0;
+	}
+	return '';
+}
+
+# The signature of a request, its headers and its body, of one secret, as
+# Standard Webhooks has it.
+sub signature
+{
+	my ($whsec, $sent) = @_;
+	my $content = join '.', $sent->{headers}{'webhook-id'}, $sent->{headers}{'webhook-timestamp'}, $sent->{body};
+
+	return 'v1,' . encode_base64(hmac_sha256($content, decode_base64($whsec =~ s/^whsec_//r)), '');
+}
 
 # Starts a receiver in a directory, or in that of a PostgreSQL::Test::Cluster.
 # Options:
@@ -212,7 +243,7 @@ sub await
 	{
 		return 0 if time - $start > $seconds;
 		$self->reap;
-		sleep 0.02;
+		sleep 0.01;
 	}
 	return 1;
 }
@@ -316,7 +347,7 @@ sub make_certificates
 
 		append_to_file("$dir/$name.ext", "subjectAltName = $names{$name}\nextendedKeyUsage = serverAuth\n");
 		openssl(
-			'req', '-new', '-config', $books, '-subj', "/CN=$name", '-keyout', $key, '-out', "$dir/$name.csr");
+			'req', '-new', @new_key, '-config', $books, '-subj', "/CN=$name", '-keyout', $key, '-out', "$dir/$name.csr");
 		openssl(
 			'ca', '-batch', '-notext', '-config', $books, '-extfile', "$dir/$name.ext",
 			'-startdate', '20200101000000Z', '-enddate', $end, '-in', "$dir/$name.csr", '-out', $certificate);
@@ -337,7 +368,6 @@ sub make_authority
 [req]
 prompt = no
 encrypt_key = no
-default_bits = 2048
 distinguished_name = subject
 x509_extensions = authority
 [subject]
@@ -361,7 +391,7 @@ unique_subject = no
 commonName = supplied
 });
 	openssl(
-		'req', '-x509', '-new', '-days', 3650, '-config', "$dir/$name.cnf",
+		'req', '-x509', '-new', @new_key, '-days', 3650, '-config', "$dir/$name.cnf",
 		'-subj', "/CN=shop test $name", '-keyout', $key, '-out', $certificate);
 	return;
 }

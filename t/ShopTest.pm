@@ -15,8 +15,10 @@ our @EXPORT = qw(
   new_server open_shop order sqlstate_of
   value within timed healthy workers_run worker_pid
   open_session in_session end_session
-  start_load load_ended
+  start_pgbench start_load stop_load load_ended
 );
+
+my $scripts = 0;
 
 # A server that is not started yet, with the library preloaded and `settings`
 # added; `init` goes to init().
@@ -90,13 +92,14 @@ sub within
 	do
 	{
 		sleep 0.03 if $out ne '';
-		($rc, $out, $err) = $node->psql($db, "SELECT $condition");
-		$out = 'error' if $rc != 0;
+		# psql may end before it has read the condition.
+		($rc, $out, $err) = eval { $node->psql($db, "SELECT $condition") };
+		$out = 'error' if !defined $rc || $rc != 0;
 	} while ($out ne 't' && time - $start < $seconds);
 
 	my $elapsed = time - $start;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	ok($out eq 't', sprintf('%s (%.1f of %g s)', $name, $elapsed, $seconds)) or diag("$condition: $out $err");
+	ok($out eq 't', sprintf('%s (%.1f of %g s)', $name, $elapsed, $seconds)) or diag("$condition: $out ", $err // '');
 	return $out eq 't';
 }
 
@@ -176,15 +179,28 @@ sub end_session
 	return;
 }
 
-# pgbench in the background, at a rate that a small machine can follow: orders
-# of three lines, one in ten rolled back.
+# pgbench in the background, with a script and options.
+sub start_pgbench
+{
+	my ($node, $db, $script, @options) = @_;
+	my $file = $node->basedir . '/' . ++$scripts . '.pgbench';
+	my $load = { out => '', err => '' };
+
+	PostgreSQL::Test::Utils::append_to_file($file, $script);
+	$load->{harness} = IPC::Run::start(
+		[ $node->installed_command('pgbench'), '-n', @options, '-f', $file, $node->connstr($db) ],
+		'<', \undef, '>', \$load->{out}, '2>', \$load->{err},
+		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+	return $load;
+}
+
+# Orders of three lines, one in ten rolled back, at a rate that a small machine
+# can follow.
 sub start_load
 {
-	my ($node, $db, $seconds) = @_;
-	my $script = $node->basedir . '/load.pgbench';
+	my ($node, $db, $seconds, $rate) = @_;
 
-	PostgreSQL::Test::Utils::append_to_file(
-		$script, q{\set user random(1, 50)
+	return start_pgbench($node, $db, q{\set user random(1, 50)
 \set a random(1, 20)
 \set b random(1, 20)
 \set c random(1, 20)
@@ -198,17 +214,17 @@ ROLLBACK;
 \else
 COMMIT;
 \endif
-}) if !-e $script;
+}, '-c', 8, '-R', $rate // 1000, '-T', $seconds);
+}
 
-	my $load = { out => '', err => '' };
-	$load->{harness} = IPC::Run::start(
-		[
-			$node->installed_command('pgbench'), '-n', '-c', 8, '-R', 1000, '-T', $seconds,
-			'-f', $script, $node->connstr($db)
-		],
-		'<', \undef, '>', \$load->{out}, '2>', \$load->{err},
-		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
-	return $load;
+# Ends it before its time.
+sub stop_load
+{
+	my ($load) = @_;
+
+	$load->{harness}->signal('TERM');
+	load_ended($load);
+	return;
 }
 
 # Waits for its end, which may have been an error of the server's.

@@ -59,6 +59,7 @@ new_client(rd_kafka_type_t type, const char *brokers)
 		(brokers && (rd_kafka_conf_set(conf, "bootstrap.servers", brokers, why, sizeof(why)) ||
 						rd_kafka_conf_set(conf, "group.id", "test", why, sizeof(why)) ||
 						rd_kafka_conf_set(conf, "reconnect.backoff.max.ms", "100", why, sizeof(why)) ||
+						rd_kafka_conf_set(conf, "fetch.wait.max.ms", "10", why, sizeof(why)) ||
 						rd_kafka_conf_set(conf, "enable.partition.eof", "true", why, sizeof(why)))))
 		quit(why);
 	client = rd_kafka_new(type, conf, why, sizeof(why));
