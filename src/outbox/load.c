@@ -15,7 +15,7 @@
 #include "query.h"
 #include "utils/builtins.h"
 
-/* Retries of one transaction. */
+/* Retries of one transaction that calls a function for them. */
 #define MAX_DUE 32
 
 /* What read_event() reads; the attempts and whether it is suspect follow. */
@@ -296,7 +296,7 @@ load_retries(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool lease, 
 
 	if (!outlet->has_waiting)
 		return false;
-	rows = shop_query(&load_due, SHOP_VALUES(id, shop_time(now), shop_int4(Min(limit, MAX_DUE)), shop_bool(!lease),
+	rows = shop_query(&load_due, SHOP_VALUES(id, shop_time(now), shop_int4(lease ? limit : Min(limit, MAX_DUE)), shop_bool(!lease),
 									 number_array(batch, 0, true)));
 	append_rows(outlet, batch, rows, true);
 	isolated = lease && isolate(outlet, batch, before);
