@@ -232,11 +232,11 @@ BEGIN
 END
 $$;
 -- Triggers and columns of the database's own are served, as by any INSERT
-CREATE TABLE public.seen (n serial, what text);
+CREATE TABLE public.fired (n serial, what text);
 CREATE FUNCTION public.see() RETURNS trigger
     LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO public.seen (what) VALUES (concat_ws(' ', TG_WHEN, TG_LEVEL, TG_TABLE_NAME, to_jsonb(NEW)->>'total'));
+    INSERT INTO public.fired (what) VALUES (concat_ws(' ', TG_WHEN, TG_LEVEL, TG_TABLE_NAME, to_jsonb(NEW)->>'total'));
     RETURN NEW;
 END
 $$;
@@ -254,7 +254,7 @@ END
 $$;
 CREATE INDEX orders_twice ON shop.orders ((total * 2)) WHERE total > 0;
 SELECT status, total FROM shop.place_order(7, '[{"product_id": 1, "quantity": 1}, {"product_id": 3, "quantity": 1}]');
-SELECT what FROM public.seen ORDER BY n;
+SELECT what FROM public.fired ORDER BY n;
 SET enable_seqscan = off;
 SELECT count(*) > 0 AS indexed FROM shop.orders WHERE total * 2 = (SELECT total * 2 FROM shop.orders ORDER BY order_id DESC LIMIT 1) AND total > 0;
 RESET enable_seqscan;
@@ -288,4 +288,6 @@ BEGIN
     END LOOP;
 END
 $$;
+DROP FUNCTION public.see(), public.veto();
+DROP TABLE public.fired;
 SELECT * FROM shop.verify();

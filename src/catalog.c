@@ -18,16 +18,16 @@
 #include "stock/stock.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
 
-static const ShopTable product_table = {.name = "product", .columns = {"price", "status"}, .keys = {"product_id"}};
+static const ShopTable product_table = {
+	.name = "product", .columns = {"price", "status", "name"}, .keys = {"product_id"}};
 enum
 {
 	PRICE,
-	STATUS
+	STATUS,
+	NAME
 };
-
-static ShopQuery get_product = SHOP_QUERY(
-	"SELECT product_id, name, price, available, status FROM shop.products WHERE product_id = $1", INT8OID);
 
 static ShopQuery find_created = SHOP_QUERY(
 	"SELECT p.product_id, p.name, p.initial_price, m.quantity"
@@ -124,6 +124,25 @@ refuse_unknown(int64 product_id)
 	shop_refuse(SHOP_PRODUCT_NOT_FOUND, "{\"product_id\": " INT64_FORMAT "}", product_id);
 }
 
+/* A row of shop.products, by the active snapshot. */
+static Datum
+product_row(FunctionCallInfo fcinfo, int64 product_id)
+{
+	ShopLookup lookup;
+	Datum result;
+
+	shop_lookup_open(&lookup, &product_table, 1, ForwardScanDirection);
+	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(product_id)), 1);
+	if (!shop_lookup_next(&lookup))
+		refuse_unknown(product_id);
+	result = shop_form_row(
+		fcinfo, SHOP_VALUES(shop_int8(product_id), shop_text(shop_lookup_text(&lookup, NAME)),
+					shop_int8(shop_lookup_int8(&lookup, PRICE)), shop_int8(shop_stock_units(product_id, true, shop_now())),
+					shop_text(shop_lookup_text(&lookup, STATUS))));
+	shop_lookup_close(&lookup);
+	return result;
+}
+
 /* Runs an update of one product and returns the product as it is then. */
 static Datum
 change_product(FunctionCallInfo fcinfo, ShopQuery *update, int64 product_id, ShopValue value)
@@ -133,9 +152,10 @@ change_product(FunctionCallInfo fcinfo, ShopQuery *update, int64 product_id, Sho
 	SPI_connect();
 	if (shop_query(update, SHOP_VALUES(shop_int8(product_id), value)) == 0)
 		refuse_unknown(product_id);
-	shop_query(&get_product, SHOP_VALUES(shop_int8(product_id)));
-	result = shop_current_row(fcinfo);
 	SPI_finish();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	result = product_row(fcinfo, product_id);
+	PopActiveSnapshot();
 	return result;
 }
 
@@ -165,12 +185,7 @@ shop_set_product_status(PG_FUNCTION_ARGS)
 Datum
 shop_get_product(PG_FUNCTION_ARGS)
 {
-	int64 product_id = shop_arg_int64(fcinfo, 0, "product_id");
-	Datum result;
-
-	if (!shop_return_row(fcinfo, &get_product, SHOP_VALUES(shop_int8(product_id)), &result))
-		refuse_unknown(product_id);
-	return result;
+	return product_row(fcinfo, shop_arg_int64(fcinfo, 0, "product_id"));
 }
 
 static void

@@ -14,23 +14,29 @@
  * coupon_not_found, coupon_already_used, coupon_expired,
  * coupon_not_applicable.
  *
- * Locks: issuing, the unique index of user and campaign, where a second call
- * of the user waits, then the campaign's slots.  Using a coupon and giving it
- * back need the lock of its user.
+ * Locks: issuing, SHOP_LOCK_COUPON of the user, where a second call of his
+ * waits, then the campaign's slots.  Using a coupon and giving it back need the
+ * lock of its user.
  *
  * Invariants: coupons issued + remaining = usage_limit; a coupon that is used
  * names its order, and the order names it (verify()).
  */
 #include "coupon.h"
 
+#include "access/xact.h"
+#include "append.h"
 #include "idempotency.h"
 #include "json.h"
+#include "lookup.h"
 #include "outbox/outbox.h"
 #include "query.h"
 #include "stock/slots.h"
-#include "subtransaction.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 static ShopSlots slots = SHOP_SLOTS("shop.coupon_stock", "campaign_id", "campaign_id = $1", "remaining");
 
@@ -58,27 +64,41 @@ static ShopQuery find_campaign = SHOP_QUERY(
 	"  FROM shop.coupon_campaign WHERE idempotency_key = $1",
 	TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INTERVALOID, INT8OID, INT8OID);
 
-/* All that an issue is decided on, from one snapshot. */
-static ShopQuery look = SHOP_QUERY(
-	"SELECT k.starts_at, k.ends_at, k.usage_limit, c.coupon_id,"
-	"       coalesce((SELECT slot FROM shop.coupon_stock"
-	"                  WHERE campaign_id = $1 AND slot <= $3 AND remaining > 0 ORDER BY slot DESC LIMIT 1),"
-	"                (SELECT slot FROM shop.coupon_stock"
-	"                  WHERE campaign_id = $1 AND slot > $3 AND remaining > 0 ORDER BY slot LIMIT 1)),"
-	"       coalesce($4 + k.valid_for, k.ends_at)"
-	"  FROM shop.coupon_campaign k"
-	"  LEFT JOIN shop.coupon c ON c.user_id = $2 AND c.campaign_id = k.campaign_id"
-	" WHERE k.campaign_id = $1",
-	INT8OID, INT8OID, INT4OID, TIMESTAMPTZOID);
+static const ShopTable campaign_table = {
+	.name = "coupon_campaign", .columns = {"starts_at", "ends_at", "usage_limit", "valid_for"}, .keys = {"campaign_id"}};
+enum
+{
+	STARTS_AT,
+	ENDS_AT,
+	USAGE_LIMIT,
+	VALID_FOR
+};
 
-static ShopQuery find_issued = SHOP_QUERY("SELECT coupon_id, campaign_id, expires_at FROM shop.coupon"
-										  " WHERE user_id = $1 AND idempotency_key = $2",
-	INT8OID, TEXTOID);
+static const ShopTable slot_table = {
+	.name = "coupon_stock", .columns = {"slot", "remaining"}, .keys = {"campaign_id", "slot"}};
+enum
+{
+	SLOT,
+	REMAINING
+};
 
-static ShopQuery insert_coupon = SHOP_QUERY(
-	"INSERT INTO shop.coupon (campaign_id, user_id, issued_at, expires_at, idempotency_key)"
-	" VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING RETURNING coupon_id",
-	INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID);
+static const ShopTable coupon_of_user = {.name = "coupon",
+	.columns = {"coupon_id"},
+	.keys = {"user_id", "campaign_id"},
+	.index = "coupon_user"};
+static const ShopTable coupon_of_key = {.name = "coupon",
+	.columns = {"coupon_id", "campaign_id", "expires_at"},
+	.keys = {"user_id", "idempotency_key"},
+	.index = "coupon_idempotency_key"};
+enum
+{
+	COUPON_ID,
+	CAMPAIGN_ID,
+	EXPIRES_AT
+};
+
+static const ShopTable new_coupon = {.name = "coupon",
+	.columns = {"coupon_id", "campaign_id", "user_id", "issued_at", "expires_at", "idempotency_key"}};
 
 static ShopQuery read_coupon = SHOP_QUERY(
 	"SELECT c.order_id, c.expires_at, k.discount_type = 'percent', k.discount_value, k.min_subtotal, k.max_discount"
@@ -109,7 +129,7 @@ typedef struct IssueCall
 	char *key;
 	int64 coupon_id;
 	int64 usage_limit; /* of the campaign */
-	int32 slot;		   /* nearest with something left */
+	ShopNearest nearest; /* slot with something left */
 	TimestampTz issued_at;
 	TimestampTz expires_at;
 	bool replayed;
@@ -231,16 +251,37 @@ shop_create_coupon_campaign(PG_FUNCTION_ARGS)
  * Issuing
  */
 
+/* Is there a coupon of this key in the active snapshot?  Then it is the answer; says whose campaign's it is. */
+static bool
+find_issued(IssueCall *call, int64 *campaign_id)
+{
+	ShopLookup lookup;
+	bool found;
+
+	shop_lookup_open(&lookup, &coupon_of_key, 2, ForwardScanDirection);
+	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(call->user_id), SHOP_KEY_TEXT(call->key)), 2);
+	found = shop_lookup_next(&lookup);
+	if (found)
+	{
+		call->coupon_id = shop_lookup_int8(&lookup, COUPON_ID);
+		call->expires_at = shop_lookup_int8(&lookup, EXPIRES_AT);
+		call->replayed = true;
+		*campaign_id = shop_lookup_int8(&lookup, CAMPAIGN_ID);
+	}
+	shop_lookup_close(&lookup);
+	return found;
+}
+
 /* Has this key issued a coupon?  Of the same campaign, then, or it is refused. */
 static bool
-find_replay(IssueCall *call)
+find_replay(IssueCall *call, ShopRefusal *refusal)
 {
-	if (call->key == NULL || shop_query(&find_issued, SHOP_VALUES(shop_int8(call->user_id), shop_text(call->key))) == 0)
+	int64 campaign_id;
+
+	if (call->key == NULL || !find_issued(call, &campaign_id))
 		return false;
-	shop_same_int64(call->key, "campaign_id", shop_fetch_int8(0, 2), call->campaign_id);
-	call->coupon_id = shop_fetch_int8(0, 1);
-	call->expires_at = shop_fetch_time(0, 3);
-	call->replayed = true;
+	if (campaign_id != call->campaign_id)
+		*refusal = shop_key_refusal(call->key, "campaign_id");
 	return true;
 }
 
@@ -251,41 +292,97 @@ sold_out(const IssueCall *call)
 		call->campaign_id, call->usage_limit);
 }
 
-static bool
-look_at_campaign(const IssueCall *call)
-{
-	return shop_query(&look, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id),
-								 shop_int4(shop_slots_own()), shop_time(call->issued_at))) > 0;
-}
-
-/* What can be refused from one look, without a lock. */
+/* What the campaign says of this call; reads it where there is one. */
 static ShopRefusal
-check_issue(IssueCall *call)
+read_campaign(IssueCall *call, ShopLookup *campaign)
 {
 	TimestampTz starts_at;
 	TimestampTz ends_at;
 
-	call->issued_at = shop_now();
-	if (!look_at_campaign(call))
+	if (!shop_lookup_next(campaign))
 		return shop_refusal(SHOP_CAMPAIGN_NOT_FOUND, "{\"campaign_id\": " INT64_FORMAT "}", call->campaign_id);
-	starts_at = shop_fetch_time(0, 1);
-	ends_at = shop_fetch_time(0, 2);
-	call->usage_limit = shop_fetch_int8(0, 3);
+	starts_at = shop_lookup_int8(campaign, STARTS_AT);
+	ends_at = shop_lookup_int8(campaign, ENDS_AT);
 	if (call->issued_at < starts_at)
 		return shop_refusal(SHOP_CAMPAIGN_NOT_STARTED, "{\"campaign_id\": " INT64_FORMAT ", \"starts_at\": \"%s\"}",
 			call->campaign_id, shop_json_time(starts_at));
 	if (call->issued_at >= ends_at)
 		return shop_refusal(SHOP_CAMPAIGN_ENDED, "{\"campaign_id\": " INT64_FORMAT ", \"ends_at\": \"%s\"}",
 			call->campaign_id, shop_json_time(ends_at));
-	if (!shop_fetch_isnull(0, 4))
+	call->usage_limit = shop_lookup_int8(campaign, USAGE_LIMIT);
+	call->expires_at = ends_at;
+	if (!shop_lookup_isnull(campaign, VALID_FOR))
+		call->expires_at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+			TimestampTzGetDatum(call->issued_at), shop_lookup_datum(campaign, VALID_FOR)));
+	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
+}
+
+/* The coupon that the user has of this campaign, by the active snapshot; false if there is none. */
+static bool
+has_coupon(const IssueCall *call, int64 *coupon_id)
+{
+	ShopLookup lookup;
+	bool found;
+
+	shop_lookup_open(&lookup, &coupon_of_user, 2, ForwardScanDirection);
+	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(call->user_id), SHOP_KEY_INT8(call->campaign_id)), 2);
+	found = shop_lookup_next(&lookup);
+	if (found)
+		*coupon_id = shop_lookup_int8(&lookup, COUPON_ID);
+	shop_lookup_close(&lookup);
+	return found;
+}
+
+/* The first slot with something left, on this side of our own. */
+static ShopNearest
+find_slot(int64 campaign_id, ScanDirection direction)
+{
+	bool down = direction == BackwardScanDirection;
+	ShopKey side = {down ? BTLessEqualStrategyNumber : BTGreaterStrategyNumber, down ? F_INT4LE : F_INT4GT,
+		Int32GetDatum(shop_slots_own())};
+	ShopNearest nearest = {.slot = -1};
+	ShopLookup lookup;
+
+	shop_lookup_open(&lookup, &slot_table, 2, direction);
+	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(campaign_id), side), 2);
+	while (nearest.slot < 0 && shop_lookup_next(&lookup))
+		if (shop_lookup_int8(&lookup, REMAINING) > 0)
+			nearest = (ShopNearest){shop_lookup_int4(&lookup, SLOT), shop_lookup_int8(&lookup, REMAINING),
+				shop_lookup_is_busy(&lookup)};
+	shop_lookup_close(&lookup);
+	return nearest;
+}
+
+/* Where something is left, by the active snapshot. */
+static ShopNearest
+find_left(int64 campaign_id)
+{
+	ShopNearest nearest = find_slot(campaign_id, BackwardScanDirection);
+
+	return nearest.slot >= 0 ? nearest : find_slot(campaign_id, ForwardScanDirection);
+}
+
+/* What can be refused from the active snapshot, without a lock. */
+static ShopRefusal
+check_issue(IssueCall *call)
+{
+	ShopLookup campaign;
+	ShopRefusal refusal;
+	int64 coupon_id;
+
+	call->issued_at = shop_now();
+	shop_lookup_open(&campaign, &campaign_table, 1, ForwardScanDirection);
+	shop_lookup_start(&campaign, SHOP_KEYS(SHOP_KEY_INT8(call->campaign_id)), 1);
+	refusal = read_campaign(call, &campaign);
+	shop_lookup_close(&campaign);
+	if (refusal.condition != SHOP_NO_REFUSAL)
+		return refusal;
+	if (has_coupon(call, &coupon_id))
 		return shop_refusal(SHOP_COUPON_ALREADY_ISSUED,
 			"{\"campaign_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"coupon_id\": " INT64_FORMAT "}",
-			call->campaign_id, call->user_id, shop_fetch_int8(0, 4));
-	if (shop_fetch_isnull(0, 5))
-		return sold_out(call);
-	call->slot = shop_fetch_int4(0, 5);
-	call->expires_at = shop_fetch_time(0, 6);
-	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
+			call->campaign_id, call->user_id, coupon_id);
+	call->nearest = find_left(call->campaign_id);
+	return call->nearest.slot < 0 ? sold_out(call) : (ShopRefusal){.condition = SHOP_NO_REFUSAL};
 }
 
 /*
@@ -293,13 +390,15 @@ check_issue(IssueCall *call)
  * long as it sees some, they may come free by a rollback: another round.
  */
 static bool
-take_one(const IssueCall *call)
+take_one(IssueCall *call)
 {
-	while (!shop_slots_take_free(&slots, call->campaign_id, 1, call->slot) &&
+	while (!shop_slots_take(&slots, call->campaign_id, 1, &call->nearest) &&
 		   shop_slots_take_waiting(&slots, call->campaign_id, 1) > 0)
 	{
-		(void) look_at_campaign(call);
-		if (shop_fetch_isnull(0, 5))
+		PushActiveSnapshot(GetTransactionSnapshot());
+		call->nearest = find_left(call->campaign_id);
+		PopActiveSnapshot();
+		if (call->nearest.slot < 0)
 			return false;
 	}
 	return true;
@@ -322,49 +421,67 @@ emit_issued(const IssueCall *call)
 	shop_emit("coupon.issued", "coupon", id, shop_json_end(&json), call->issued_at);
 }
 
-/*
- * Issues a coupon that the look has found no reason to refuse.  What it has
- * written when it refuses goes with the error.
- */
-static void
-issue(IssueCall *call)
-{
-	if (shop_query(
-			&insert_coupon, SHOP_VALUES(shop_int8(call->campaign_id), shop_int8(call->user_id),
-								shop_time(call->issued_at), shop_time(call->expires_at), shop_text(call->key))) == 0)
-	{
-		/* Another call of the user has committed while we waited for it. */
-		ShopRefusal refusal;
-
-		if (find_replay(call))
-			return;
-		refusal = check_issue(call);
-		if (refusal.condition != SHOP_NO_REFUSAL)
-			shop_raise(refusal);
-		ereport(
-			ERROR, (errcode(ERRCODE_UNIQUE_VIOLATION), errmsg("the next coupon_id is taken"),
-					   errdetail("{\"sequence\": \"shop.coupon_coupon_id_seq\"}"),
-					   errhint("Set the sequence above the highest coupon_id; shop.verify() shows which lag behind.")));
-	}
-	call->coupon_id = shop_fetch_int8(0, 1);
-	emit_issued(call);
-	if (!take_one(call))
-		shop_raise(sold_out(call));
-}
-
-/* Finds the answer without writing or locking; false if there is none yet. */
+/* Looks for the answer in a snapshot, without writing or locking; false if there is none yet. */
 static bool
 find_answer(IssueCall *call, ShopRefusal *refusal)
 {
+	bool answered;
+
 	*refusal = (ShopRefusal){.condition = SHOP_NO_REFUSAL};
-	if (find_replay(call))
-		return true;
-	*refusal = check_issue(call);
-	if (refusal->condition == SHOP_NO_REFUSAL)
-		return false;
-	if (find_replay(call))
-		*refusal = (ShopRefusal){.condition = SHOP_NO_REFUSAL};
-	return true;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	answered = find_replay(call, refusal);
+	if (!answered)
+		*refusal = check_issue(call);
+	PopActiveSnapshot();
+	return answered || refusal->condition != SHOP_NO_REFUSAL;
+}
+
+/*
+ * A REPEATABLE READ caller does not see a coupon that was issued since his
+ * snapshot; his own would be a second one.
+ */
+static void
+check_serializable(IssueCall *call)
+{
+	int64 id;
+
+	if (!IsolationUsesXactSnapshot())
+		return;
+	PushActiveSnapshot(GetLatestSnapshot());
+	if (has_coupon(call, &id) || (call->key && find_issued(call, &id)))
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						   errmsg("could not serialize access due to concurrent update")));
+	PopActiveSnapshot();
+}
+
+static void
+insert_coupon(IssueCall *call)
+{
+	call->coupon_id = shop_append_number("coupon_coupon_id_seq");
+	shop_append(&new_coupon,
+		SHOP_VALUES(shop_int8(call->coupon_id), shop_int8(call->campaign_id), shop_int8(call->user_id),
+			shop_time(call->issued_at), shop_time(call->expires_at), shop_text(call->key)));
+}
+
+/*
+ * Issues a coupon that a look has found no reason to refuse: looks again once
+ * other calls of the user have ended, takes one, and only then writes, so that
+ * a refusal has nothing to take back.
+ */
+static ShopRefusal
+issue(IssueCall *call)
+{
+	ShopRefusal refusal;
+
+	shop_lock_xact(SHOP_LOCK_COUPON, shop_lock_key(call->user_id));
+	if (find_answer(call, &refusal))
+		return refusal;
+	check_serializable(call);
+	if (!take_one(call))
+		return sold_out(call);
+	insert_coupon(call);
+	emit_issued(call);
+	return refusal;
 }
 
 static IssueCall
@@ -378,80 +495,42 @@ read_call(FunctionCallInfo fcinfo, const char *verb)
 	return call;
 }
 
-static void
-run(IssueCall *call)
+static ShopRefusal
+find_or_issue(IssueCall *call)
 {
 	ShopRefusal refusal;
 
-	if (!find_answer(call, &refusal))
-		issue(call);
-	else if (refusal.condition != SHOP_NO_REFUSAL)
-		shop_raise(refusal);
+	return find_answer(call, &refusal) ? refusal : issue(call);
 }
 
 Datum
 shop_issue_coupon(PG_FUNCTION_ARGS)
 {
 	IssueCall call = read_call(fcinfo, "issue_coupon()");
+	ShopRefusal refusal;
 
 	SPI_connect();
-	run(&call);
+	refusal = find_or_issue(&call);
+	if (refusal.condition != SHOP_NO_REFUSAL)
+		shop_raise(refusal);
 	SPI_finish();
 	return shop_form_row(
 		fcinfo, SHOP_VALUES(shop_int8(call.coupon_id), shop_int8(call.campaign_id), shop_int8(call.user_id),
 					shop_text("usable"), shop_time(call.expires_at), shop_bool(call.replayed)));
 }
 
-static bool
-run_within(void *arg)
-{
-	SPI_connect();
-	run(arg);
-	SPI_finish();
-	return true;
-}
-
-static bool
-issue_within(void *arg)
-{
-	SPI_connect();
-	issue(arg);
-	SPI_finish();
-	return true;
-}
-
-/*
- * Without a key, looking raises no refusal, so that a call that is refused
- * needs no subtransaction: after the sell-out that is every call.
- */
-static ShopRefusal
-try_issue(IssueCall *call)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ShopRefusal refusal = {.condition = SHOP_NO_REFUSAL};
-	bool answered = false;
-	ErrorData *error;
-
-	if (call->key == NULL)
-	{
-		SPI_connect();
-		answered = find_answer(call, &refusal);
-		if (refusal.condition != SHOP_NO_REFUSAL)
-			refusal.detail = MemoryContextStrdup(context, refusal.detail);
-		SPI_finish();
-	}
-	if (answered)
-		return refusal;
-	error = shop_subtransaction(call->key ? run_within : issue_within, call);
-	return error ? shop_refusal_of(error) : refusal;
-}
-
 Datum
 shop_try_issue_coupon(PG_FUNCTION_ARGS)
 {
 	IssueCall call = read_call(fcinfo, "try_issue_coupon()");
-	ShopRefusal refusal = try_issue(&call);
+	MemoryContext context = CurrentMemoryContext;
+	ShopRefusal refusal;
 
+	SPI_connect();
+	refusal = find_or_issue(&call);
+	if (refusal.condition != SHOP_NO_REFUSAL)
+		refusal.detail = MemoryContextStrdup(context, refusal.detail);
+	SPI_finish();
 	if (refusal.condition != SHOP_NO_REFUSAL)
 		return shop_form_refused(fcinfo, refusal);
 	return shop_form_row(fcinfo,

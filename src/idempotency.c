@@ -9,11 +9,17 @@
 
 #include "error.h"
 
+ShopRefusal
+shop_key_refusal(const char *key, const char *argument)
+{
+	return shop_refusal(SHOP_IDEMPOTENCY_KEY_REUSED, "{\"idempotency_key\": %s, \"argument\": \"%s\"}",
+		shop_json_string(key), argument);
+}
+
 void
 shop_key_reused(const char *key, const char *argument)
 {
-	shop_refuse(SHOP_IDEMPOTENCY_KEY_REUSED, "{\"idempotency_key\": %s, \"argument\": \"%s\"}", shop_json_string(key),
-		argument);
+	shop_raise(shop_key_refusal(key, argument));
 }
 
 void

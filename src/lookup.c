@@ -119,8 +119,8 @@ shop_lookup_close(ShopLookup *lookup)
 	table_close(lookup->table, NoLock);
 }
 
-static Datum
-get_column(ShopLookup *lookup, int column)
+Datum
+shop_lookup_datum(ShopLookup *lookup, int column)
 {
 	bool isnull;
 	Datum value = slot_getattr(lookup->row, lookup->columns[column], &isnull);
@@ -145,19 +145,19 @@ shop_lookup_int8_or(ShopLookup *lookup, int column, int64 null)
 int64
 shop_lookup_int8(ShopLookup *lookup, int column)
 {
-	return DatumGetInt64(get_column(lookup, column));
+	return DatumGetInt64(shop_lookup_datum(lookup, column));
 }
 
 int32
 shop_lookup_int4(ShopLookup *lookup, int column)
 {
-	return DatumGetInt32(get_column(lookup, column));
+	return DatumGetInt32(shop_lookup_datum(lookup, column));
 }
 
 char *
 shop_lookup_text(ShopLookup *lookup, int column)
 {
-	return TextDatumGetCString(get_column(lookup, column));
+	return TextDatumGetCString(shop_lookup_datum(lookup, column));
 }
 
 /* Is somebody else changing or locking this row now, as far as one can tell without waiting? */

@@ -57,6 +57,7 @@ extern bool shop_lookup_next(ShopLookup *lookup);
 extern void shop_lookup_close(ShopLookup *lookup);
 
 extern bool shop_lookup_isnull(ShopLookup *lookup, int column);
+extern Datum shop_lookup_datum(ShopLookup *lookup, int column);
 extern int64 shop_lookup_int8(ShopLookup *lookup, int column);
 extern int64 shop_lookup_int8_or(ShopLookup *lookup, int column, int64 null);
 extern int32 shop_lookup_int4(ShopLookup *lookup, int column);

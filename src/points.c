@@ -18,7 +18,6 @@
 #include "access/xact.h"
 #include "append.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "common/int.h"
 #include "error.h"
 #include "idempotency.h"
@@ -116,7 +115,7 @@ shop_account_lock(int64 user_id)
 	if (!account.exists)
 	{
 		/* The account may have been opened by the one we wait for here. */
-		shop_lock_xact(SHOP_LOCK_USER, (int32) murmurhash32((uint32) user_id ^ (uint32) (user_id >> 32)));
+		shop_lock_xact(SHOP_LOCK_USER, shop_lock_key(user_id));
 		account.exists = shop_query(&lock_account, user) > 0;
 		if (!account.exists && IsolationUsesXactSnapshot())
 			check_no_account(user);

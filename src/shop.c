@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/event_trigger.h"
+#include "common/hashfn.h"
 #include "error.h"
 #include "executor/spi.h"
 #include "log.h"
@@ -236,6 +237,13 @@ shop_clock(PG_FUNCTION_ARGS)
 {
 	(void) fcinfo;
 	PG_RETURN_TIMESTAMPTZ(test_clock_is_set ? test_clock : GetCurrentStatementStartTimestamp());
+}
+
+/* The key of an advisory lock: a hash, so others may have the same. */
+int32
+shop_lock_key(int64 id)
+{
+	return (int32) murmurhash32((uint32) id ^ (uint32) (id >> 32));
 }
 
 /* Waits for an advisory lock that ends with the transaction. */

@@ -28,7 +28,7 @@ static const Setting defaults[] = {
 	{"message.timeout.ms", "30000"},
 	/* Well before that, or an unknown topic looks like brokers out of reach. */
 	{"topic.metadata.propagation.max.ms", "10000"},
-	{"linger.ms", "5"},
+	{"linger.ms", "1"},
 	{"compression.codec", "none"},
 	/* Log messages come to the main thread. */
 	{"log.queue", "true"},

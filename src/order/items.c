@@ -261,8 +261,7 @@ shop_items_demands(const ShopItems *items)
 	for (int i = 0; i < items->n; i++)
 		demands[i] = (ShopDemand){.product_id = items->items[i].product_id,
 			.quantity = items->items[i].quantity,
-			.slot = items->items[i].slot,
-			.busy = items->items[i].busy};
+			.nearest = items->items[i].nearest};
 	return demands;
 }
 
@@ -291,8 +290,7 @@ shop_items_price(ShopItems *items)
 	for (int i = 0; i < items->n; i++)
 	{
 		items->items[i].unit_price = products[i].price;
-		items->items[i].slot = demands[i].slot;
-		items->items[i].busy = demands[i].busy;
+		items->items[i].nearest = demands[i].nearest;
 	}
 	sum_prices(items);
 	return refusal;

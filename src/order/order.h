@@ -25,8 +25,7 @@ typedef struct ShopItem
 	int32 line_no;	/* from 1, in order of first mention */
 	int64 unit_price;
 	int64 discount;
-	int32 slot; /* nearest stock slot with enough units, or -1 */
-	bool busy;	/* is somebody else at that slot? */
+	ShopNearest nearest; /* slot of stock */
 } ShopItem;
 
 /* Sorted by product_id. */

@@ -171,11 +171,14 @@ read_event(const ShopOutlet *outlet, uint64 row, bool retry)
 {
 	ShopEvent *event = palloc0(sizeof(ShopEvent));
 	ShopMessage *message = &event->message;
+	char *id;
 	bool isnull;
 
 	event->event_no = shop_fetch_int8(row, 1);
 	event->id = *DatumGetUUIDP(shop_fetch(row, 2, &isnull));
-	strlcpy(message->id, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&event->id))), sizeof(message->id));
+	id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&event->id)));
+	strlcpy(message->id, id, sizeof(message->id));
+	pfree(id);
 	event->attempts = shop_fetch_int4(row, 9);
 	event->suspect = shop_fetch_bool(row, 10);
 	message->key = shop_fetch_text(row, 3);

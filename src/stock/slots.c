@@ -16,12 +16,17 @@
  * was updated by a transaction that has just ended, and is locked by the next
  * one (heap_lock_updated_tuple() knows no SKIP LOCKED).
  *
+ * Most takes need none of this: one update of the own slot does (take_nearest).
+ *
  * Invariant: no slot is below 0 (a CHECK and a condition in each update).
  */
 #include "stock/slots.h"
 
 #include "error.h"
 #include "subtransaction.h"
+
+/* So many times what is asked for is plenty. */
+#define PLENTY 8
 
 /* An attempt to take units without waiting. */
 typedef struct FreeTake
@@ -82,12 +87,9 @@ take_slot(ShopSlots *slots, int64 id, int32 slot, int64 quantity)
 	return take.done;
 }
 
-/*
- * Takes the units from one free slot; false, and no lock, if there is none
- * with enough.  `nearest` is a slot that had enough when last looked at, or -1.
- */
-bool
-shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest)
+/* Takes the units from one free slot; false, and no lock, if there is none with enough. */
+static bool
+take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest)
 {
 	int32 *found;
 	int n;
@@ -103,6 +105,39 @@ shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest)
 		if (found[i] != nearest && take_slot(slots, id, found[i], quantity))
 			return true;
 	return false;
+}
+
+/*
+ * Takes the units from the slot that was nearest by one update, where nobody
+ * was at it.  It waits if somebody has come in between.  If it then finds too
+ * few units, it may have locked the slot, and only the lowest one may be held
+ * while others are waited for.  So it is done with that one, or with our own
+ * when that has plenty: others come to it only when theirs are empty.
+ */
+static bool
+take_nearest(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *nearest)
+{
+	bool plenty = nearest->slot == shop_slots_own() && nearest->units / PLENTY >= quantity;
+
+	if (nearest->busy || (nearest->slot != 0 && !plenty))
+		return false;
+	if (shop_query(&slots->take, SHOP_VALUES(shop_int8(id), shop_int4(nearest->slot), shop_int8(quantity))) > 0)
+		return true;
+	if (nearest->slot != 0)
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						   errmsg("could not serialize access due to concurrent update"),
+						   errdetail("Many others have taken units that were there a moment ago."),
+						   errhint("The call might succeed if retried.")));
+	return false;
+}
+
+/* Takes the units from one slot, if that can be had without much waiting; false if not. */
+bool
+shop_slots_take(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *nearest)
+{
+	if (nearest->slot >= 0 && take_nearest(slots, id, quantity, nearest))
+		return true;
+	return take_free(slots, id, quantity, nearest->slot > 0 ? nearest->slot : -1);
 }
 
 static bool

@@ -15,6 +15,7 @@
 /* The statements over one table of slots; $1 is the owner of the units. */
 typedef struct ShopSlots
 {
+	ShopQuery take;
 	ShopQuery find_free;
 	ShopQuery take_free;
 	ShopQuery lock_all;
@@ -33,6 +34,9 @@ typedef struct ShopSlots
  */
 #define SHOP_SLOTS(table, id, key, units) \
 	{ \
+		.take = SHOP_QUERY("UPDATE " table " SET " units " = " units " - $3" \
+						   " WHERE " key " AND slot = $2 AND " units " >= $3", \
+			INT8OID, INT4OID, INT8OID), \
 		/* Own slot first, then the next lower ones, then the next higher ones. */ \
 		.find_free = SHOP_QUERY("SELECT slot FROM " table " WHERE " key " AND " units " >= $3" \
 								" ORDER BY slot > $2, abs(slot - $2) LIMIT " SHOP_SLOTS_TRIES, \
@@ -68,9 +72,17 @@ typedef struct ShopSlots
 			INT4OID), \
 	}
 
+/* The nearest slot that has enough, as it was when it was looked at. */
+typedef struct ShopNearest
+{
+	int32 slot; /* -1: there is none */
+	int64 units;
+	bool busy; /* was somebody else at it? */
+} ShopNearest;
+
 extern int32 shop_slots_own(void);
+extern bool shop_slots_take(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *nearest);
 extern void shop_slots_open(ShopSlots *slots, int64 id, int64 units, int spread);
-extern bool shop_slots_take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest);
 extern int64 shop_slots_take_waiting(ShopSlots *slots, int64 id, int64 quantity);
 extern int64 shop_slots_merge(ShopSlots *slots, int limit);
 

@@ -7,15 +7,19 @@
 
 #include "shop.h"
 
+#include "stock/slots.h"
+
 /* Units of one product, wanted or given back. */
 typedef struct ShopDemand
 {
 	int64 product_id;
 	int64 quantity;
-	int32 slot;		 /* the nearest slot with that many when last looked at, or -1 */
-	bool busy;		 /* was somebody else at that slot then? */
-	int64 available; /* all units that could be had then, or as many as are wanted */
+	ShopNearest nearest;
+	int64 available; /* all units that could be had when last looked at, or as many as are wanted */
 } ShopDemand;
+
+/* Of units that nobody has looked for yet. */
+#define SHOP_NOT_LOOKED ((ShopNearest){.slot = -1})
 
 /*
  * Orders whose expired reservations had to give units back to someone else.
@@ -32,6 +36,7 @@ typedef struct ShopExpired
 extern void shop_stock_look(ShopDemand *demands, int n, TimestampTz now);
 extern ShopExpired shop_stock_take(const ShopDemand *demands, int n, TimestampTz now);
 extern void shop_stock_give_back(const ShopDemand *demands, int n);
+extern int64 shop_stock_units(int64 product_id, bool everywhere, TimestampTz now);
 extern int64 shop_stock_available(int64 product_id, TimestampTz now);
 extern void shop_stock_open(int64 product_id, int64 quantity);
 extern int64 shop_stock_merge(int limit);

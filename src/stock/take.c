@@ -3,10 +3,9 @@
  *		Takes the units of an order from stock, and gives units back.
  *
  * A product that nobody fights over has all its units in slot 0, and one
- * conditional update takes them.  Where somebody else was at the slot when it
- * was looked at, or there are nearer ones, it goes the way slots.c has it.
- * Where the slots have too few units between them, reservations that have
- * expired give theirs back.
+ * conditional update takes them; else it goes the way slots.c has it.  Where
+ * the slots have too few units between them, reservations that have expired
+ * give theirs back.
  *
  * Lock order: products ascending; of one product its slots from 0 upwards, and
  * then, with all slots locked, holds by the time they expire.  Giving back
@@ -24,10 +23,6 @@
 /* There is one location; SHOP_DEFAULT_LOCATION is the column's default. */
 static ShopSlots slots = SHOP_SLOTS("shop.stock", "product_id", "product_id = $1 AND location_id = 1", "on_hand");
 StaticAssertDecl(SHOP_DEFAULT_LOCATION == 1, "the statements of stock name the location");
-
-static ShopQuery take_first = SHOP_QUERY("UPDATE shop.stock SET on_hand = on_hand - $2"
-										 " WHERE product_id = $1 AND location_id = 1 AND slot = 0 AND on_hand >= $2",
-	INT8OID, INT8OID);
 
 static ShopQuery wait_first = SHOP_QUERY("SELECT FROM shop.stock"
 										 " WHERE product_id = ANY($1) AND location_id = 1 AND slot = 0"
@@ -72,15 +67,19 @@ shop_stock_available(int64 product_id, TimestampTz now)
  * Looking
  */
 
-/* All units of a product, those of expired reservations included. */
-static int64
-sum_units(int64 product_id, TimestampTz now)
+/*
+ * All units of a product in the active snapshot, those of expired reservations
+ * included: at the location that orders take from, or everywhere.
+ */
+int64
+shop_stock_units(int64 product_id, bool everywhere, TimestampTz now)
 {
 	ShopLookup lookup;
 	int64 units = 0;
+	int n_keys = everywhere ? 1 : 2;
 
-	shop_lookup_open(&lookup, &stock_table, 2, ForwardScanDirection);
-	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(product_id), SHOP_KEY_INT4(SHOP_DEFAULT_LOCATION)), 2);
+	shop_lookup_open(&lookup, &stock_table, n_keys, ForwardScanDirection);
+	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(product_id), SHOP_KEY_INT4(SHOP_DEFAULT_LOCATION)), n_keys);
 	while (shop_lookup_next(&lookup))
 		units += shop_lookup_int8(&lookup, ON_HAND);
 	shop_lookup_close(&lookup);
@@ -102,13 +101,11 @@ find_nearest(ShopLookup *lookup, ShopDemand *demand, int32 own)
 		SHOP_KEYS(SHOP_KEY_INT8(demand->product_id), SHOP_KEY_INT4(SHOP_DEFAULT_LOCATION),
 			{BTLessEqualStrategyNumber, F_INT4LE, Int32GetDatum(own)}),
 		3);
-	demand->slot = -1;
-	while (demand->slot < 0 && shop_lookup_next(lookup))
+	demand->nearest = SHOP_NOT_LOOKED;
+	while (demand->nearest.slot < 0 && shop_lookup_next(lookup))
 		if (shop_lookup_int8(lookup, ON_HAND) >= demand->quantity)
-		{
-			demand->slot = shop_lookup_int4(lookup, SLOT);
-			demand->busy = shop_lookup_is_busy(lookup);
-		}
+			demand->nearest = (ShopNearest){shop_lookup_int4(lookup, SLOT), shop_lookup_int8(lookup, ON_HAND),
+				shop_lookup_is_busy(lookup)};
 }
 
 /*
@@ -125,7 +122,8 @@ shop_stock_look(ShopDemand *demands, int n, TimestampTz now)
 		find_nearest(&lookup, &demands[i], shop_slots_own());
 	shop_lookup_close(&lookup);
 	for (int i = 0; i < n; i++)
-		demands[i].available = demands[i].slot >= 0 ? demands[i].quantity : sum_units(demands[i].product_id, now);
+		demands[i].available =
+			demands[i].nearest.slot >= 0 ? demands[i].quantity : shop_stock_units(demands[i].product_id, false, now);
 }
 
 /*
@@ -164,12 +162,6 @@ quantities(const ShopDemand *demands, int n)
 	for (int i = 0; i < n; i++)
 		values[i] = demands[i].quantity;
 	return shop_int8_array(values, n);
-}
-
-static bool
-take_from_first(const ShopDemand *demand)
-{
-	return shop_query(&take_first, SHOP_VALUES(shop_int8(demand->product_id), shop_int8(demand->quantity))) > 0;
 }
 
 /*
@@ -212,12 +204,8 @@ shop_stock_take(const ShopDemand *demands, int n, TimestampTz now)
 	ShopExpired expired = {0};
 
 	for (const ShopDemand *demand = demands; demand < demands + n; demand++)
-	{
-		if (demand->slot == 0 && !demand->busy && take_from_first(demand))
-			continue;
-		if (!shop_slots_take_free(&slots, demand->product_id, demand->quantity, demand->slot > 0 ? demand->slot : -1))
+		if (!shop_slots_take(&slots, demand->product_id, demand->quantity, &demand->nearest))
 			take_waiting(demand, now, &expired);
-	}
 	return expired;
 }
 
