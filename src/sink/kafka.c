@@ -33,7 +33,7 @@
 #include "utils/memutils.h"
 
 #define PROGRAM "shop_kafka"
-#define DEFAULT_REQUESTS 500
+#define DEFAULT_REQUESTS 1000
 #define MAX_FRAME (16 * 1024 * 1024)
 #define PING_MS 2000
 #define HUNG_MS 10000
