@@ -45,13 +45,24 @@
 	" coalesce((options->'max_attempts')::integer, 0), coalesce((options->'backoff')::integer, 0)," \
 	" coalesce((options->'max_backoff')::integer, 0), coalesce((options->'timeout')::integer, 0)," \
 	" coalesce(horizon_xid <= pg_snapshot_xmin(pg_current_snapshot()), false), retry_at, types, acked, horizon_no," \
-	" run_as_oid, shop.is_home(system_identifier, database_oid), paused, secret, options, '/shop/' || current_database()," \
-	" EXISTS (SELECT FROM shop.delivery d WHERE d.endpoint_id = endpoint.endpoint_id AND d.dead_at IS NULL)"
+	" run_as_oid, shop.is_home(system_identifier, database_oid), paused, secret, options, '/shop/' || " \
+	"current_database()," \
+	" EXISTS (SELECT FROM shop.delivery d WHERE d.endpoint_id = endpoint.endpoint_id AND d.dead_at IS NULL), ctid"
 
+/*
+ * The row is updated with every batch.  Beside an old snapshot none of its
+ * versions goes away, and the index leads through all of them; so whoever has
+ * written it goes where he left it, and only if it is not there by its key.
+ */
 #define OF_ENDPOINT " FROM shop.endpoint WHERE endpoint_id = $1"
+#define AT_PLACE " AND ctid = $2"
 #define READY " AND NOT paused AND shop.is_home(system_identifier, database_oid)"
 
 static ShopQuery lock_ready = SHOP_QUERY("SELECT " ENDPOINT_COLUMNS OF_ENDPOINT READY " FOR NO KEY UPDATE", INT8OID);
+static ShopQuery lock_free_ready_at = SHOP_QUERY(
+	"SELECT " ENDPOINT_COLUMNS OF_ENDPOINT AT_PLACE READY " FOR NO KEY UPDATE SKIP LOCKED", INT8OID, TIDOID);
+static ShopQuery lock_free_at = SHOP_QUERY(
+	"SELECT " ENDPOINT_COLUMNS OF_ENDPOINT AT_PLACE " FOR NO KEY UPDATE SKIP LOCKED", INT8OID, TIDOID);
 static ShopQuery lock_free_ready = SHOP_QUERY(
 	"SELECT " ENDPOINT_COLUMNS OF_ENDPOINT READY " FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
 static ShopQuery lock_free = SHOP_QUERY(
@@ -78,26 +89,31 @@ static ShopQuery delete_deliveries = SHOP_QUERY(
  * gets a horizon, with $9, an xid not given out when the last number was seen.
  * $10 are numbers whose events are on their way.
  */
-static ShopQuery acknowledge = SHOP_QUERY(
-	"UPDATE shop.endpoint e"
-	"   SET acked = n.acked,"
-	"       horizon_no = CASE WHEN NOT n.has_gap THEN NULL"
-	"                         WHEN $3 IS NULL AND e.horizon_no IS NOT NULL THEN e.horizon_no"
-	"                         ELSE upper(n.acked) - 1 END,"
-	"       horizon_xid = CASE WHEN NOT n.has_gap THEN NULL"
-	"                           WHEN $3 IS NULL AND e.horizon_no IS NOT NULL THEN e.horizon_xid"
-	"                           ELSE $9 END,"
-	"       delivered_total = delivered_total + $4,"
-	"       last_delivered_at = CASE WHEN $4 > 0 THEN $5 ELSE last_delivered_at END,"
-	"       failures = $6, retry_at = $7, last_error = coalesce($8, last_error),"
-	"       inflight = $10::int8multirange,"
-	"       paused = paused OR $11 IS NOT NULL, pause_reason = coalesce($11, pause_reason)"
-	"  FROM (SELECT a.acked, int8multirange(range_merge(a.acked)) <> a.acked AS has_gap"
-	"          FROM (SELECT c.acked + int8multirange(int8range(NULL, coalesce($3, 0), '[]'))"
-	"                       + $2::int8multirange AS acked"
-	"                  FROM shop.endpoint c WHERE c.endpoint_id = $1) a) n"
-	" WHERE e.endpoint_id = $1",
-	INT8OID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID, INT4OID, TIMESTAMPTZOID, TEXTOID, XID8OID, TEXTOID, TEXTOID);
+#define ACKNOWLEDGE(condition) \
+	"UPDATE shop.endpoint e" \
+	"   SET acked = n.acked," \
+	"       horizon_no = CASE WHEN NOT n.has_gap THEN NULL" \
+	"                         WHEN $3 IS NULL AND e.horizon_no IS NOT NULL THEN e.horizon_no" \
+	"                         ELSE upper(n.acked) - 1 END," \
+	"       horizon_xid = CASE WHEN NOT n.has_gap THEN NULL" \
+	"                           WHEN $3 IS NULL AND e.horizon_no IS NOT NULL THEN e.horizon_xid" \
+	"                           ELSE $9 END," \
+	"       delivered_total = delivered_total + $4," \
+	"       last_delivered_at = CASE WHEN $4 > 0 THEN $5 ELSE last_delivered_at END," \
+	"       failures = $6, retry_at = $7, last_error = coalesce($8, last_error)," \
+	"       inflight = $10::int8multirange," \
+	"       paused = paused OR $11 IS NOT NULL, pause_reason = coalesce($11, pause_reason)" \
+	"  FROM (SELECT a.acked, int8multirange(range_merge(a.acked)) <> a.acked AS has_gap" \
+	"          FROM (SELECT c.acked + int8multirange(int8range(NULL, coalesce($3, 0), '[]'))" \
+	"                       + $2::int8multirange AS acked" \
+	"                  FROM shop.endpoint c WHERE c.endpoint_id = $1" condition ") a) n" \
+	" WHERE e.endpoint_id = $1" condition " RETURNING e.ctid"
+
+static ShopQuery acknowledge_at = SHOP_QUERY(ACKNOWLEDGE(" AND ctid = $12"), INT8OID, TEXTOID, INT8OID, INT8OID,
+	TIMESTAMPTZOID, INT4OID, TIMESTAMPTZOID, TEXTOID, XID8OID, TEXTOID, TEXTOID, TIDOID);
+
+static ShopQuery acknowledge = SHOP_QUERY(ACKNOWLEDGE(""), INT8OID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID, INT4OID,
+	TIMESTAMPTZOID, TEXTOID, XID8OID, TEXTOID, TEXTOID);
 
 static int
 option(uint64 row, int column, int default_value)
@@ -127,13 +143,23 @@ read_types(ShopOutlet *outlet, Datum array)
 		outlet->types[i] = TextDatumGetCString(types[i]);
 }
 
-static bool
-lock(ShopQuery *query, int64 endpoint_id, ShopOutlet *outlet)
+static ShopValue
+place_of(ShopOutlet *outlet)
 {
+	return shop_datum(PointerGetDatum(&outlet->place));
+}
+
+/* Locks the row where it was left (query_at, NULL: that is not tried), or by its key. */
+static bool
+lock(ShopQuery *query_at, ShopQuery *query, int64 endpoint_id, ShopOutlet *outlet)
+{
+	ShopValue id = shop_int8(endpoint_id);
 	MemoryContext before;
 	bool isnull;
 
-	if (shop_query(query, SHOP_VALUES(shop_int8(endpoint_id))) == 0)
+	if ((query_at == NULL || !ItemPointerIsValid(&outlet->place) ||
+			shop_query(query_at, SHOP_VALUES(id, place_of(outlet))) == 0) &&
+		shop_query(query, SHOP_VALUES(id)) == 0)
 		return false;
 	before = MemoryContextSwitchTo(outlet->context ? outlet->context : CurrentMemoryContext);
 	outlet->pub.endpoint_id = endpoint_id;
@@ -159,6 +185,7 @@ lock(ShopQuery *query, int64 endpoint_id, ShopOutlet *outlet)
 	outlet->pub.options = DatumGetJsonbP(copy_varlena(0, 19));
 	outlet->pub.source = shop_fetch_text(0, 20);
 	outlet->has_waiting = shop_fetch_bool(0, 21);
+	outlet->place = *(ItemPointer) DatumGetPointer(shop_fetch(0, 22, &isnull));
 	MemoryContextSwitchTo(before);
 	return true;
 }
@@ -167,14 +194,15 @@ lock(ShopQuery *query, int64 endpoint_id, ShopOutlet *outlet)
 bool
 shop_batch_lock(int64 endpoint_id, bool wait, ShopOutlet *outlet)
 {
-	return lock(wait ? &lock_ready : &lock_free_ready, endpoint_id, outlet);
+	return wait ? lock(NULL, &lock_ready, endpoint_id, outlet)
+				: lock(&lock_free_ready_at, &lock_free_ready, endpoint_id, outlet);
 }
 
 /* Locks it whatever state it is in, without waiting. */
 bool
 shop_batch_lock_any(int64 endpoint_id, ShopOutlet *outlet)
 {
-	return lock(&lock_free, endpoint_id, outlet);
+	return lock(&lock_free_at, &lock_free, endpoint_id, outlet);
 }
 
 static void
@@ -365,6 +393,16 @@ shop_batch_settle(ShopOutlet *outlet, ShopBatch *batch, TimestampTz now)
 		shop_query(&delete_deliveries, SHOP_VALUES(id, shop_int8_array(retried, nretried)));
 }
 
+/* Updates the endpoint's row where it is, unless it was moved in this transaction. */
+static void
+write_down(ShopOutlet *outlet, const ShopValue *values)
+{
+	bool isnull;
+
+	if (shop_query(&acknowledge_at, values) > 0 || shop_query(&acknowledge, values) > 0)
+		outlet->place = *(ItemPointer) DatumGetPointer(shop_fetch(0, 1, &isnull));
+}
+
 /*
  * Writes down what became of the batch; returns the events delivered.  With
  * `keep`, what is not done yet stays in the batch, and is noted as being on
@@ -395,15 +433,15 @@ shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz n
 	set_retry_at(outlet, now);
 
 	/* Holes close only below what was all seen, just now, and done. */
-	shop_query(&acknowledge,
-		SHOP_VALUES(id, shop_text(shop_multirange(done, ndone)),
-			shop_int8_or_null(closed_upto(outlet, batch), !outlet->closable || !batch->has_new), shop_int8(delivered),
-			shop_time(now), shop_int4(outlet->failures),
-			(ShopValue){TimestampTzGetDatum(outlet->retry_at), outlet->retry_at == DT_NOBEGIN},
-			shop_text(batch->last_error), shop_datum(FullTransactionIdGetDatum(ReadNextFullTransactionId())),
-			shop_text(keep && nsent > 0 ? shop_multirange(sent, nsent) : NULL), shop_text(batch->pause_reason)));
+	write_down(
+		outlet, SHOP_VALUES(id, shop_text(shop_multirange(done, ndone)),
+					shop_int8_or_null(closed_upto(outlet, batch), !outlet->closable || !batch->has_new),
+					shop_int8(delivered), shop_time(now), shop_int4(outlet->failures),
+					(ShopValue){TimestampTzGetDatum(outlet->retry_at), outlet->retry_at == DT_NOBEGIN},
+					shop_text(batch->last_error), shop_datum(FullTransactionIdGetDatum(ReadNextFullTransactionId())),
+					shop_text(keep && nsent > 0 ? shop_multirange(sent, nsent) : NULL), shop_text(batch->pause_reason),
+					place_of(outlet)));
 	if (keep)
 		remove_done(batch);
 	return delivered;
 }
-

@@ -34,6 +34,7 @@ typedef struct ShopOutlet
 	bool closable; /* may the holes up to horizon_no be closed? */
 	int64 horizon_no;
 	TimestampTz retry_at; /* DT_NOBEGIN: at once */
+	ItemPointerData place; /* of the row's newest version that we know; zeros: not known */
 	bool has_waiting; /* are there deliveries that are not dead? */
 	char **types;
 	int n_types;

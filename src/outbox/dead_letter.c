@@ -35,7 +35,7 @@ redrive(const char *endpoint, ShopValue event_id, ShopValue since)
 	revived = (int64) shop_query(
 		&revive, SHOP_VALUES(shop_int8(shop_fetch_int8(0, 1)), shop_time(shop_now()), event_id, since));
 	if (revived > 0)
-		shop_worker_wake_at_commit();
+		shop_worker_wake_at_commit(SHOP_WAKE_EVENTS);
 	return revived;
 }
 

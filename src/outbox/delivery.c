@@ -109,14 +109,15 @@ has_untried(const ShopBatch *batch)
 
 /*
  * Delivers one batch to one endpoint in this transaction.  Without `wait`,
- * an endpoint somebody else is delivering to is left alone.
+ * an endpoint somebody else is delivering to is left alone.  `place` is where
+ * the endpoint's row is, as far as the caller knows.
  */
 ShopDelivered
-shop_deliver_batch(int64 endpoint_id, int limit, bool wait)
+shop_deliver_batch(int64 endpoint_id, int limit, bool wait, ItemPointer place)
 {
 	ShopDelivered result = {.next_at = DT_NOEND};
 	TimestampTz now = shop_now();
-	ShopOutlet outlet = {0};
+	ShopOutlet outlet = {.place = *place};
 	ShopBatch batch = {0};
 
 	if (!shop_batch_lock(endpoint_id, wait, &outlet))
@@ -131,6 +132,7 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait)
 	deliver(&outlet, &batch);
 	if (batch.n > 0 || outlet.closable)
 		result.delivered = shop_batch_record(&outlet, &batch, false, now);
+	*place = outlet.place;
 
 	result.next_at = shop_batch_next_retry(&outlet, &(ShopBatch){0});
 	result.more = outlet.failures < SHOP_BREAKER_FAILURES &&
@@ -146,7 +148,7 @@ deliver_batch_here(int64 endpoint_id, int limit)
 
 	CHECK_FOR_INTERRUPTS();
 	SPI_connect();
-	result = shop_deliver_batch(endpoint_id, limit, true);
+	result = shop_deliver_batch(endpoint_id, limit, true, &(ItemPointerData){0});
 	SPI_finish();
 	return result;
 }

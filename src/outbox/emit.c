@@ -54,7 +54,7 @@ insert(const char *type, const char *aggregatetype, const char *aggregateid, Dat
 		SHOP_VALUES(shop_int8(shop_append_number("outbox_event_no_seq")), shop_datum(id), shop_text(type),
 			shop_text(aggregatetype), shop_text(aggregateid), shop_datum(payload), shop_int2((int16) priority),
 			shop_time(now), *shop_traceparent ? shop_text(shop_traceparent) : shop_null()));
-	shop_worker_wake_at_commit();
+	shop_worker_wake_at_commit(SHOP_WAKE_EVENTS);
 	return id;
 }
 

@@ -40,6 +40,7 @@ typedef struct Outgoing
 {
 	int64 endpoint_id;
 	bool listed; /* was it there, and not paused, when we last looked? */
+	ItemPointerData place; /* of a function's row, see batch.c */
 	ShopSender *sender;
 } Outgoing;
 
@@ -110,19 +111,21 @@ ms_until(TimestampTz time, TimestampTz now)
 }
 
 static TimestampTz
-call_function(int64 endpoint_id)
+call_function(Outgoing *out)
 {
 	ShopDelivered batch;
 
 	shop_process_begin("delivering events");
-	batch = shop_deliver_batch(endpoint_id, BATCH, false);
+	batch = shop_deliver_batch(out->endpoint_id, BATCH, false, &out->place);
 	shop_process_commit();
 	return batch.more ? DT_NOBEGIN : batch.next_at;
 }
 
 /*
- * A round looks for endpoints and new events; one is due when a commit has
- * woken us, when a function has more to do, and every POLL_MS.  In between
+ * A round looks for new events; one is due when a commit has woken us, when a
+ * function has more to do, and every POLL_MS.  Endpoints are looked for when
+ * one was changed, and every POLL_MS: beside an old snapshot their table is full
+ * of dead rows.  In between
  * there are only answers to be heard.  A round is one batch an endpoint, so
  * that a backlog hides neither a new endpoint nor a changed setting.
  */
@@ -130,17 +133,20 @@ static long
 relay_cycle(void)
 {
 	static TimestampTz round_at = DT_NOBEGIN;
+	static TimestampTz list_at = DT_NOBEGIN;
 	TimestampTz now = GetCurrentTimestamp();
-	bool woken = pg_atomic_exchange_u32(&my_database->wake, 0) != 0;
-	bool round = woken || round_at <= now;
+	uint32 woken = pg_atomic_exchange_u32(&my_database->wake, 0);
+	bool round = woken != 0 || round_at <= now;
 	TimestampTz next_at = DT_NOEND;
 	long timeout;
 
-	if (round)
+	if ((woken & SHOP_WAKE_ENDPOINTS) || list_at <= now)
 	{
 		look_for_endpoints();
-		round_at = TimestampTzPlusMilliseconds(now, POLL_MS);
+		list_at = TimestampTzPlusMilliseconds(now, POLL_MS);
 	}
+	if (round)
+		round_at = TimestampTzPlusMilliseconds(now, POLL_MS);
 	shop_sink_poll();
 	for (int i = 0; i < n_outgoing; i++)
 	{
@@ -148,7 +154,7 @@ relay_cycle(void)
 		if (outgoing[i].sender)
 			next_at = Min(next_at, shop_sender_run(outgoing[i].sender, round));
 		else if (round)
-			round_at = Min(round_at, call_function(outgoing[i].endpoint_id));
+			round_at = Min(round_at, call_function(&outgoing[i]));
 	}
 	if (!round)
 		forget_unlisted();

@@ -27,7 +27,7 @@ static shmem_request_hook_type previous_shmem_request_hook;
 static shmem_startup_hook_type previous_shmem_startup_hook;
 
 /* What the transaction under way has to wake at its commit. */
-static bool wake_relay;
+static uint32 wake_relay;
 static bool wake_launcher;
 
 SHOP_FUNCTION(shop_worker_status);
@@ -134,11 +134,11 @@ shop_launcher_rescan(void)
 
 /* Wakes the relay of this database; a thousand commits set one latch. */
 static void
-wake_relay_now(void)
+wake_relay_now(uint32 what)
 {
 	ShopDatabase *database = shop_database_find(MyDatabaseId);
 
-	if (database && pg_atomic_exchange_u32(&database->wake, 1) == 0)
+	if (database && (pg_atomic_fetch_or_u32(&database->wake, what) & what) != what)
 		set_latch_of(&database->workers[SHOP_RELAY]);
 }
 
@@ -151,11 +151,12 @@ at_transaction_end(XactEvent event, void *arg)
 	if (event == XACT_EVENT_COMMIT && shop_shared != NULL)
 	{
 		if (wake_relay)
-			wake_relay_now();
+			wake_relay_now(wake_relay);
 		if (wake_launcher)
 			shop_launcher_rescan();
 	}
-	wake_relay = wake_launcher = false;
+	wake_relay = 0;
+	wake_launcher = false;
 }
 
 static void
@@ -170,10 +171,10 @@ register_callback_once(void)
 
 /* There will be something to deliver when this transaction has committed. */
 void
-shop_worker_wake_at_commit(void)
+shop_worker_wake_at_commit(uint32 what)
 {
 	register_callback_once();
-	wake_relay = true;
+	wake_relay |= what;
 }
 
 /* The launcher should look for wanted databases when this transaction has committed. */

@@ -44,7 +44,7 @@ typedef struct ShopDatabase
 	Oid database; /* InvalidOid: free */
 	bool wanted;
 	pid_t stopped_by;	   /* the backend that wants no worker here */
-	pg_atomic_uint32 wake; /* is there something to deliver? */
+	pg_atomic_uint32 wake; /* what the relay has to look for, of the following */
 	ShopWorker workers[SHOP_WORKER_KINDS];
 } ShopDatabase;
 
@@ -62,7 +62,9 @@ typedef struct ShopShared
 extern ShopShared *shop_shared;
 
 extern void shop_worker_init(void);
-extern void shop_worker_wake_at_commit(void);
+#define SHOP_WAKE_EVENTS 1
+#define SHOP_WAKE_ENDPOINTS 2
+extern void shop_worker_wake_at_commit(uint32 what);
 extern void shop_launcher_rescan_at_commit(void);
 extern void shop_launcher_rescan(void);
 extern ShopDatabase *shop_database_find(Oid database);
