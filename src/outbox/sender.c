@@ -508,6 +508,9 @@ run_transaction(ShopSender *sender)
 			loaded = load(sender, now);
 		record(sender, now);
 		sender->run_at = sender->outlet.ready ? next_run(sender, now) : DT_NOEND;
+		/* Whoever resumes the endpoint may have mended what this connection still has wrong. */
+		if (!sender->outlet.ready && sender->requests == 0)
+			close_connection(sender);
 	}
 	if (loaded)
 		commit_durably();
