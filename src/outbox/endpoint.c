@@ -391,7 +391,7 @@ shop_create_endpoint(PG_FUNCTION_ARGS)
 		shop_refuse(SHOP_ENDPOINT_ALREADY_EXISTS, "{\"endpoint\": %s}", shop_json_string(name));
 	shop_query(&read_endpoint, SHOP_VALUES(shop_text(name)));
 	result = shop_current_row(fcinfo);
-	shop_worker_wake_at_commit(SHOP_WAKE_EVENTS | SHOP_WAKE_ENDPOINTS);
+	shop_worker_wake_at_commit(SHOP_WAKE_ENDPOINTS);
 	SPI_finish();
 	return result;
 }
@@ -413,7 +413,7 @@ change_endpoint(FunctionCallInfo fcinfo, ShopQuery *update, const ShopValue *val
 		refuse_unknown(name);
 	shop_query(&read_endpoint, SHOP_VALUES(shop_text(name)));
 	result = shop_current_row(fcinfo);
-	shop_worker_wake_at_commit(SHOP_WAKE_EVENTS | SHOP_WAKE_ENDPOINTS);
+	shop_worker_wake_at_commit(SHOP_WAKE_ENDPOINTS);
 	SPI_finish();
 	return result;
 }
@@ -469,6 +469,7 @@ shop_drop_endpoint(PG_FUNCTION_ARGS)
 	shop_query(&read_endpoint, SHOP_VALUES(shop_text(name)));
 	result = shop_current_row(fcinfo);
 	shop_query(&delete_endpoint, SHOP_VALUES(shop_text(name)));
+	shop_worker_wake_at_commit(SHOP_WAKE_ENDPOINTS);
 	SPI_finish();
 	return result;
 }

@@ -453,7 +453,11 @@ record(ShopSender *sender, TimestampTz now)
 	sender->outlet.failures = Min(sender->outlet.failures, Max(SHOP_BREAKER_FAILURES, sender->failures + 1));
 	(void) shop_batch_record(&sender->outlet, window, true, now);
 	if (window->pause_reason)
+	{
+		/* The relay lets go of this sender: whoever resumes the endpoint may have mended what it has wrong. */
+		shop_worker_wake_at_commit(SHOP_WAKE_ENDPOINTS);
 		pfree(window->pause_reason);
+	}
 	window->pause_reason = NULL;
 	window->last_error = NULL;
 	sender->failures = sender->outlet.failures;
@@ -508,9 +512,6 @@ run_transaction(ShopSender *sender)
 			loaded = load(sender, now);
 		record(sender, now);
 		sender->run_at = sender->outlet.ready ? next_run(sender, now) : DT_NOEND;
-		/* Whoever resumes the endpoint may have mended what this connection still has wrong. */
-		if (!sender->outlet.ready && sender->requests == 0)
-			close_connection(sender);
 	}
 	if (loaded)
 		commit_durably();

@@ -18,7 +18,7 @@
  *
  * Most takes need none of this: one update of the own slot does (take_nearest).
  *
- * Invariant: no slot is below 0 (a CHECK and a condition in each update).
+ * Invariant: no slot is below 0 (its domain, and a condition in each update).
  */
 #include "stock/slots.h"
 
@@ -115,7 +115,7 @@ take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest)
  * when that has plenty: others come to it only when theirs are empty.
  */
 static bool
-take_nearest(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *nearest)
+take_nearest(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *nearest, bool *out_of_order)
 {
 	bool plenty = nearest->slot == shop_slots_own() && nearest->units / PLENTY >= quantity;
 
@@ -123,21 +123,29 @@ take_nearest(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *near
 		return false;
 	if (shop_query(&slots->take, SHOP_VALUES(shop_int8(id), shop_int4(nearest->slot), shop_int8(quantity))) > 0)
 		return true;
-	if (nearest->slot != 0)
-		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-						   errmsg("could not serialize access due to concurrent update"),
-						   errdetail("Many others have taken units that were there a moment ago."),
-						   errhint("The call might succeed if retried.")));
+	*out_of_order = nearest->slot != 0;
 	return false;
 }
 
-/* Takes the units from one slot, if that can be had without much waiting; false if not. */
+/*
+ * Takes the units from one slot, if that can be had without much waiting;
+ * false if not.  Whoever may hold a slot out of order must not wait for others.
+ */
 bool
 shop_slots_take(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *nearest)
 {
-	if (nearest->slot >= 0 && take_nearest(slots, id, quantity, nearest))
+	bool out_of_order = false;
+
+	if (nearest->slot >= 0 && take_nearest(slots, id, quantity, nearest, &out_of_order))
 		return true;
-	return take_free(slots, id, quantity, nearest->slot > 0 ? nearest->slot : -1);
+	if (take_free(slots, id, quantity, nearest->slot > 0 ? nearest->slot : -1))
+		return true;
+	if (out_of_order)
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						   errmsg("could not serialize access due to concurrent update"),
+						   errdetail("Others have taken the units that were there a moment ago."),
+						   errhint("Repeat the call.")));
+	return false;
 }
 
 static bool

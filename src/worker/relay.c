@@ -124,10 +124,10 @@ call_function(Outgoing *out)
 /*
  * A round looks for new events; one is due when a commit has woken us, when a
  * function has more to do, and every POLL_MS.  Endpoints are looked for when
- * one was changed, and every POLL_MS: beside an old snapshot their table is full
- * of dead rows.  In between
- * there are only answers to be heard.  A round is one batch an endpoint, so
- * that a backlog hides neither a new endpoint nor a changed setting.
+ * one was changed, and every POLL_MS: beside an old snapshot their table is
+ * full of dead rows.  In between there are only answers to be heard.  A round
+ * is one batch an endpoint, so that a backlog hides neither a new endpoint nor
+ * a changed setting.
  */
 static long
 relay_cycle(void)
