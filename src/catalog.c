@@ -17,7 +17,6 @@
 #include "query.h"
 #include "stock/stock.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
 static const ShopTable product_table = {

@@ -67,6 +67,19 @@
 #define SHOP_INDEX_BEGINSCAN(table, index, snapshot, keys) index_beginscan((table), (index), (snapshot), (keys), 0)
 #endif
 
+/* An update tells which kinds of index want an entry for the new version of the row. */
+#if PG_VERSION_NUM >= 160000
+#define SHOP_UPDATED_INDEXES TU_UpdateIndexes
+#define SHOP_ANY_INDEX_UPDATED(indexes) ((indexes) != TU_None)
+#define SHOP_INSERT_INDEX_ENTRIES(result, row, estate, indexes) \
+	ExecInsertIndexTuples((result), (row), (estate), true, false, NULL, NIL, (indexes) == TU_Summarizing)
+#else
+#define SHOP_UPDATED_INDEXES bool
+#define SHOP_ANY_INDEX_UPDATED(indexes) (indexes)
+#define SHOP_INSERT_INDEX_ENTRIES(result, row, estate, indexes) \
+	((void) (indexes), ExecInsertIndexTuples((result), (row), (estate), true, false, NULL, NIL))
+#endif
+
 /* A proc number names a process's entry in shared memory. */
 #if PG_VERSION_NUM >= 170000
 #define SHOP_PROC_BY_NUMBER(n) GetPGProcByNumber(n)

@@ -32,13 +32,13 @@
 #include "query.h"
 #include "stock/slots.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-static ShopSlots slots = SHOP_SLOTS("shop.coupon_stock", "campaign_id", "campaign_id = $1", "remaining");
+static ShopSlots slots =
+	SHOP_SLOTS("coupon_stock", "campaign_id", "campaign_id = $1", "remaining", 0, "campaign_id", "slot");
 
 static ShopQuery insert_campaign = SHOP_QUERY(
 	"INSERT INTO shop.coupon_campaign (name, discount_type, discount_value, usage_limit, starts_at, ends_at,"
@@ -72,14 +72,6 @@ enum
 	ENDS_AT,
 	USAGE_LIMIT,
 	VALID_FOR
-};
-
-static const ShopTable slot_table = {
-	.name = "coupon_stock", .columns = {"slot", "remaining"}, .keys = {"campaign_id", "slot"}};
-enum
-{
-	SLOT,
-	REMAINING
 };
 
 static const ShopTable coupon_of_user = {.name = "coupon",
@@ -129,7 +121,6 @@ typedef struct IssueCall
 	char *key;
 	int64 coupon_id;
 	int64 usage_limit; /* of the campaign */
-	ShopNearest nearest; /* slot with something left */
 	TimestampTz issued_at;
 	TimestampTz expires_at;
 	bool replayed;
@@ -333,33 +324,17 @@ has_coupon(const IssueCall *call, int64 *coupon_id)
 	return found;
 }
 
-/* The first slot with something left, on this side of our own. */
-static ShopNearest
-find_slot(int64 campaign_id, ScanDirection direction)
+/* Is anything left, by the active snapshot? */
+static bool
+is_left(int64 campaign_id)
 {
-	bool down = direction == BackwardScanDirection;
-	ShopKey side = {down ? BTLessEqualStrategyNumber : BTGreaterStrategyNumber, down ? F_INT4LE : F_INT4GT,
-		Int32GetDatum(shop_slots_own())};
-	ShopNearest nearest = {.slot = -1};
 	ShopLookup lookup;
+	bool left;
 
-	shop_lookup_open(&lookup, &slot_table, 2, direction);
-	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(campaign_id), side), 2);
-	while (nearest.slot < 0 && shop_lookup_next(&lookup))
-		if (shop_lookup_int8(&lookup, REMAINING) > 0)
-			nearest = (ShopNearest){shop_lookup_int4(&lookup, SLOT), shop_lookup_int8(&lookup, REMAINING),
-				shop_lookup_is_busy(&lookup)};
+	shop_slots_look(&slots, &lookup);
+	left = shop_slots_any(&slots, &lookup, campaign_id, 1);
 	shop_lookup_close(&lookup);
-	return nearest;
-}
-
-/* Where something is left, by the active snapshot. */
-static ShopNearest
-find_left(int64 campaign_id)
-{
-	ShopNearest nearest = find_slot(campaign_id, BackwardScanDirection);
-
-	return nearest.slot >= 0 ? nearest : find_slot(campaign_id, ForwardScanDirection);
+	return left;
 }
 
 /* What can be refused from the active snapshot, without a lock. */
@@ -381,8 +356,19 @@ check_issue(IssueCall *call)
 		return shop_refusal(SHOP_COUPON_ALREADY_ISSUED,
 			"{\"campaign_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"coupon_id\": " INT64_FORMAT "}",
 			call->campaign_id, call->user_id, coupon_id);
-	call->nearest = find_left(call->campaign_id);
-	return call->nearest.slot < 0 ? sold_out(call) : (ShopRefusal){.condition = SHOP_NO_REFUSAL};
+	return is_left(call->campaign_id) ? (ShopRefusal){.condition = SHOP_NO_REFUSAL} : sold_out(call);
+}
+
+static bool
+take_free(const IssueCall *call)
+{
+	ShopUpdate update;
+	bool taken;
+
+	shop_slots_begin(&slots, &update);
+	taken = shop_slots_take(&slots, &update, call->campaign_id, 1);
+	shop_slots_end(&update);
+	return taken;
 }
 
 /*
@@ -390,18 +376,17 @@ check_issue(IssueCall *call)
  * long as it sees some, they may come free by a rollback: another round.
  */
 static bool
-take_one(IssueCall *call)
+take_one(const IssueCall *call)
 {
-	while (!shop_slots_take(&slots, call->campaign_id, 1, &call->nearest) &&
-		   shop_slots_take_waiting(&slots, call->campaign_id, 1) > 0)
+	bool left = true;
+
+	while (left && !take_free(call) && shop_slots_take_waiting(&slots, call->campaign_id, 1) > 0)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
-		call->nearest = find_left(call->campaign_id);
+		left = is_left(call->campaign_id);
 		PopActiveSnapshot();
-		if (call->nearest.slot < 0)
-			return false;
 	}
-	return true;
+	return left;
 }
 
 static void

@@ -7,7 +7,7 @@
  * costs more than reading them (`SUITES=cost make bench`).  What is seen is
  * what a SELECT would see in the active snapshot, and a SERIALIZABLE
  * transaction's reads are noted alike, because that is done below the
- * executor.  What is locked or written goes through SQL.
+ * executor.
  *
  * Tables, keys and columns are known by name, and looked up at each use: an
  * extension that was dropped and created again, or upgraded, has others.
@@ -17,13 +17,10 @@
  */
 #include "lookup.h"
 
-#include "access/htup_details.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/transam.h"
 #include "catalog/namespace.h"
-#include "storage/procarray.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/relcache.h"
@@ -158,19 +155,4 @@ char *
 shop_lookup_text(ShopLookup *lookup, int column)
 {
 	return TextDatumGetCString(shop_lookup_datum(lookup, column));
-}
-
-/* Is somebody else changing or locking this row now, as far as one can tell without waiting? */
-bool
-shop_lookup_is_busy(ShopLookup *lookup)
-{
-	HeapTuple tuple = ExecFetchSlotHeapTuple(lookup->row, false, NULL);
-	TransactionId locker = HeapTupleHeaderGetRawXmax(tuple->t_data);
-
-	if (tuple->t_data->t_infomask & HEAP_XMAX_INVALID)
-		return false;
-	if (tuple->t_data->t_infomask & HEAP_XMAX_IS_MULTI)
-		return true;
-	return TransactionIdIsNormal(locker) && !TransactionIdIsCurrentTransactionId(locker) &&
-		   TransactionIdIsInProgress(locker);
 }

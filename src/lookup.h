@@ -10,6 +10,7 @@
 #include "access/genam.h"
 #include "access/skey.h"
 #include "executor/tuptable.h"
+#include "utils/fmgroids.h"
 #include "utils/rel.h"
 
 #define SHOP_TABLE_MAX_COLUMNS 16
@@ -62,6 +63,5 @@ extern int64 shop_lookup_int8(ShopLookup *lookup, int column);
 extern int64 shop_lookup_int8_or(ShopLookup *lookup, int column, int64 null);
 extern int32 shop_lookup_int4(ShopLookup *lookup, int column);
 extern char *shop_lookup_text(ShopLookup *lookup, int column);
-extern bool shop_lookup_is_busy(ShopLookup *lookup);
 
 #endif /* SHOP_LOOKUP_H */

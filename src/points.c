@@ -25,9 +25,7 @@
 #include "outbox/outbox.h"
 #include "query.h"
 #include "subtransaction.h"
-
-static ShopQuery lock_free_account = SHOP_QUERY(
-	"SELECT balance FROM shop.account WHERE user_id = $1 FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
+#include "update.h"
 
 static ShopQuery lock_account = SHOP_QUERY(
 	"SELECT balance FROM shop.account WHERE user_id = $1 FOR NO KEY UPDATE", INT8OID);
@@ -38,6 +36,12 @@ static ShopQuery open_account = SHOP_QUERY(
 static ShopQuery add_to_balance = SHOP_QUERY("UPDATE shop.account SET balance = balance + $2"
 											 " WHERE user_id = $1 AND balance + $2 >= 0 RETURNING balance",
 	INT8OID, INT8OID);
+
+static const ShopTable account_table = {.name = "account", .columns = {"balance"}, .keys = {"user_id"}};
+enum
+{
+	BALANCE
+};
 
 static const ShopTable point_entry = {.name = "point_entry",
 	.columns = {
@@ -95,6 +99,31 @@ check_no_account(ShopValue *user)
 		ReThrowError(error);
 }
 
+/* Locks the account if it is there and nobody is at it. */
+static bool
+lock_free(ShopAccount *account)
+{
+	ShopUpdate update;
+	bool locked;
+
+	shop_update_open(&update, &account_table, 1);
+	shop_lookup_start(&update.lookup, SHOP_KEYS(SHOP_KEY_INT8(account->user_id)), 1);
+	locked = shop_lookup_next(&update.lookup) && shop_update_lock(&update);
+	if (locked)
+		account->balance = shop_lookup_int8(&update.lookup, BALANCE);
+	shop_update_close(&update);
+	return locked;
+}
+
+static bool
+lock_waiting(ShopAccount *account)
+{
+	if (shop_query(&lock_account, SHOP_VALUES(shop_int8(account->user_id))) == 0)
+		return false;
+	account->balance = shop_fetch_int8(0, 1);
+	return true;
+}
+
 /*
  * Locks the account of a user, or the user where there is none, and waits if
  * another call of the user is running.
@@ -103,25 +132,48 @@ ShopAccount
 shop_account_lock(int64 user_id)
 {
 	ShopAccount account = {.user_id = user_id};
-	ShopValue user[] = {shop_int8(user_id)};
 
-	account.exists = shop_query(&lock_free_account, user) > 0;
-	if (!account.exists)
-	{
-		/* Locked by another call, or not there. */
-		account.waited = true;
-		account.exists = shop_query(&lock_account, user) > 0;
-	}
+	account.exists = lock_free(&account);
+	if (account.exists)
+		return account;
+	/* Locked by another call, or not there. */
+	account.waited = true;
+	account.exists = lock_waiting(&account);
 	if (!account.exists)
 	{
 		/* The account may have been opened by the one we wait for here. */
 		shop_lock_xact(SHOP_LOCK_USER, shop_lock_key(user_id));
-		account.exists = shop_query(&lock_account, user) > 0;
+		account.exists = lock_waiting(&account);
 		if (!account.exists && IsolationUsesXactSnapshot())
-			check_no_account(user);
+			check_no_account(SHOP_VALUES(shop_int8(user_id)));
 	}
-	account.balance = account.exists ? shop_fetch_int8(0, 1) : 0;
 	return account;
+}
+
+/* The same as add_to_balance, where that needs no statement. */
+static bool
+try_add(int64 user_id, int64 amount, int64 *balance)
+{
+	ShopUpdate update;
+	bool added = false;
+
+	shop_update_open(&update, &account_table, 1);
+	shop_lookup_start(&update.lookup, SHOP_KEYS(SHOP_KEY_INT8(user_id)), 1);
+	if (shop_lookup_next(&update.lookup) &&
+		!pg_add_s64_overflow(shop_lookup_int8(&update.lookup, BALANCE), amount, balance) && *balance >= 0)
+		added = shop_update_locked(&update, BALANCE, Int64GetDatum(*balance));
+	shop_update_close(&update);
+	return added;
+}
+
+static void
+add(ShopAccount *account, int64 amount)
+{
+	if (try_add(account->user_id, amount, &account->balance))
+		return;
+	if (shop_query(&add_to_balance, SHOP_VALUES(shop_int8(account->user_id), shop_int8(amount))) != 1)
+		elog(ERROR, "balance of a locked account does not cover its debit");
+	account->balance = shop_fetch_int8(0, 1);
 }
 
 /*
@@ -141,9 +193,7 @@ shop_account_post(ShopAccount *account, int64 amount, const char *kind, const ch
 			elog(ERROR, "account of a locked user is there already");
 		account->exists = true;
 	}
-	if (shop_query(&add_to_balance, SHOP_VALUES(shop_int8(account->user_id), shop_int8(amount))) != 1)
-		elog(ERROR, "balance of a locked account does not cover its debit");
-	account->balance = shop_fetch_int8(0, 1);
+	add(account, amount);
 	entry_id = shop_append_number("point_entry_entry_id_seq");
 	shop_append(&point_entry,
 		SHOP_VALUES(shop_int8(entry_id), shop_int8(account->user_id), shop_int8(amount), shop_int8(account->balance),

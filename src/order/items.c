@@ -259,9 +259,8 @@ shop_items_demands(const ShopItems *items)
 	ShopDemand *demands = palloc(sizeof(ShopDemand) * Max(items->n, 1));
 
 	for (int i = 0; i < items->n; i++)
-		demands[i] = (ShopDemand){.product_id = items->items[i].product_id,
-			.quantity = items->items[i].quantity,
-			.nearest = items->items[i].nearest};
+		demands[i] =
+			(ShopDemand){.product_id = items->items[i].product_id, .quantity = items->items[i].quantity};
 	return demands;
 }
 
@@ -288,10 +287,7 @@ shop_items_price(ShopItems *items)
 		return refusal;
 
 	for (int i = 0; i < items->n; i++)
-	{
 		items->items[i].unit_price = products[i].price;
-		items->items[i].nearest = demands[i].nearest;
-	}
 	sum_prices(items);
 	return refusal;
 }

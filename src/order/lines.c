@@ -34,8 +34,7 @@ shop_lines_read(int64 order_id, ShopLine **lines)
 									 .line_no = shop_fetch_int4(i, 2),
 									 .quantity = shop_fetch_int4(i, 3),
 									 .unit_price = shop_fetch_int8(i, 4),
-									 .discount = shop_fetch_int8(i, 5),
-									 .nearest = SHOP_NOT_LOOKED},
+									 .discount = shop_fetch_int8(i, 5)},
 			.refunded_units = shop_fetch_int4(i, 6),
 			.refunded_points = shop_fetch_int8(i, 7)};
 	return n;

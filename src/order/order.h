@@ -25,7 +25,6 @@ typedef struct ShopItem
 	int32 line_no;	/* from 1, in order of first mention */
 	int64 unit_price;
 	int64 discount;
-	ShopNearest nearest; /* slot of stock */
 } ShopItem;
 
 /* Sorted by product_id. */

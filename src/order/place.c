@@ -25,7 +25,6 @@
 #include "lookup.h"
 #include "subtransaction.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
 static const ShopTable orders = {.name = "orders",

@@ -168,7 +168,7 @@ shop_holds_of_free(const ShopReservation *reservations, int n, ShopDemand **dema
 	products = (int) shop_query(&sum_holds, values);
 	*demands = palloc(sizeof(ShopDemand) * Max(products, 1));
 	for (int i = 0; i < products; i++)
-		(*demands)[i] = (ShopDemand){.product_id = shop_fetch_int8(i, 1), .quantity = shop_fetch_int8(i, 2), .nearest = SHOP_NOT_LOOKED};
+		(*demands)[i] = (ShopDemand){.product_id = shop_fetch_int8(i, 1), .quantity = shop_fetch_int8(i, 2)};
 	return products;
 }
 

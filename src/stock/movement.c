@@ -56,7 +56,7 @@ find_replay(const char *key, int64 product_id, int32 quantity, int64 *result)
 static void
 move_units(int64 product_id, int32 quantity, TimestampTz now)
 {
-	ShopDemand demand = {.product_id = product_id, .quantity = quantity > 0 ? quantity : -(int64) quantity, .nearest = SHOP_NOT_LOOKED};
+	ShopDemand demand = {.product_id = product_id, .quantity = quantity > 0 ? quantity : -(int64) quantity};
 
 	if (quantity > 0)
 		shop_stock_give_back(&demand, 1);

@@ -8,35 +8,18 @@
  * its nearest slot is its own or the next lower one there is, in the end
  * slot 0.
  *
+ * Units are taken from one free slot if one has enough: own slot first, then
+ * the next lower ones, then the next higher ones.  That neither waits nor, if
+ * somebody is faster, leaves a lock behind (update.c).  Only if there is none
+ * are slots locked and waited for.
+ *
  * Lock order: slots from 0 upwards.  Whoever waits for a slot holds, of its
- * owner, only lower ones.  A free slot is taken out of order (SKIP LOCKED), one
- * at a time, in a subtransaction: if it turns out too short once it is locked,
- * the lock is given back before another slot is tried, or waited for.  That is
- * needed even between tries, for SKIP LOCKED waits now and then: when a row
- * was updated by a transaction that has just ended, and is locked by the next
- * one (heap_lock_updated_tuple() knows no SKIP LOCKED).
+ * owner, only lower ones.
  *
- * Most takes need none of this: one update of the own slot does (take_nearest).
- *
- * Invariant: no slot is below 0 (its domain, and a condition in each update).
+ * Invariant: no slot is below 0 (its domain, and a condition in each change).
  */
 #include "stock/slots.h"
 
-#include "error.h"
-#include "subtransaction.h"
-
-/* So many times what is asked for is plenty. */
-#define PLENTY 8
-
-/* An attempt to take units without waiting. */
-typedef struct FreeTake
-{
-	ShopSlots *slots;
-	int64 id;
-	int32 slot;
-	int64 quantity;
-	bool done;
-} FreeTake;
 
 /* Slots locked from 0 upwards, and what is to be taken from each. */
 typedef struct Picks
@@ -65,87 +48,103 @@ shop_slots_open(ShopSlots *slots, int64 id, int64 units, int spread)
 			SHOP_VALUES(shop_int8(id), shop_int4(slot), shop_int8(units / spread + (slot < units % spread))));
 }
 
-static bool
-take_within(void *arg)
-{
-	FreeTake *take = arg;
+/*
+ * Looking
+ */
 
-	take->done = shop_query(&take->slots->take_free,
-					 SHOP_VALUES(shop_int8(take->id), shop_int4(take->slot), shop_int8(take->quantity))) > 0;
-	return take->done;
+/* The parts of the key: owner, location where there is one, slot. */
+static int
+key_parts(const ShopSlots *slots)
+{
+	return slots->location ? 3 : 2;
 }
 
-/* Takes the units from this slot; false, and no lock, if it is not free or has too few. */
-static bool
-take_slot(ShopSlots *slots, int64 id, int32 slot, int64 quantity)
+/* Begins with our own slot and goes down, or with the one above it and goes up. */
+static void
+start(const ShopSlots *slots, ShopLookup *lookup, int64 id, ScanDirection direction)
 {
-	FreeTake take = {slots, id, slot, quantity, false};
-	ErrorData *error = shop_subtransaction(take_within, &take);
+	bool down = direction == BackwardScanDirection;
+	ShopKey side = {down ? BTLessEqualStrategyNumber : BTGreaterStrategyNumber, down ? F_INT4LE : F_INT4GT,
+		Int32GetDatum(shop_slots_own())};
 
-	if (error)
-		ReThrowError(error);
-	return take.done;
+	lookup->direction = direction;
+	if (slots->location)
+		shop_lookup_start(lookup, SHOP_KEYS(SHOP_KEY_INT8(id), SHOP_KEY_INT4(slots->location), side), 3);
+	else
+		shop_lookup_start(lookup, SHOP_KEYS(SHOP_KEY_INT8(id), side), 2);
 }
 
-/* Takes the units from one free slot; false, and no lock, if there is none with enough. */
+/* The next slot with enough. */
 static bool
-take_free(ShopSlots *slots, int64 id, int64 quantity, int32 nearest)
+next_with(ShopLookup *lookup, int64 quantity)
 {
-	int32 *found;
-	int n;
-
-	if (nearest >= 0 && take_slot(slots, id, nearest, quantity))
-		return true;
-	n = (int) shop_query(
-		&slots->find_free, SHOP_VALUES(shop_int8(id), shop_int4(shop_slots_own()), shop_int8(quantity)));
-	found = palloc(sizeof(int32) * Max(n, 1));
-	for (int i = 0; i < n; i++)
-		found[i] = shop_fetch_int4(i, 1);
-	for (int i = 0; i < n; i++)
-		if (found[i] != nearest && take_slot(slots, id, found[i], quantity))
+	while (shop_lookup_next(lookup))
+		if (shop_lookup_int8(lookup, SHOP_SLOT_UNITS) >= quantity)
 			return true;
 	return false;
 }
 
-/*
- * Takes the units from the slot that was nearest by one update, where nobody
- * was at it.  It waits if somebody has come in between.  If it then finds too
- * few units, it may have locked the slot, and only the lowest one may be held
- * while others are waited for.  So it is done with that one, or with our own
- * when that has plenty: others come to it only when theirs are empty.
- */
-static bool
-take_nearest(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *nearest, bool *out_of_order)
+/* Makes ready to look at slots, in the active snapshot and without a lock. */
+void
+shop_slots_look(const ShopSlots *slots, ShopLookup *lookup)
 {
-	bool plenty = nearest->slot == shop_slots_own() && nearest->units / PLENTY >= quantity;
+	shop_lookup_open(lookup, &slots->rows, key_parts(slots), BackwardScanDirection);
+}
 
-	if (nearest->busy || (nearest->slot != 0 && !plenty))
-		return false;
-	if (shop_query(&slots->take, SHOP_VALUES(shop_int8(id), shop_int4(nearest->slot), shop_int8(quantity))) > 0)
+/* Has our own slot, or one below it, enough? */
+bool
+shop_slots_near(const ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity)
+{
+	start(slots, lookup, id, BackwardScanDirection);
+	return next_with(lookup, quantity);
+}
+
+/* Has any slot enough? */
+bool
+shop_slots_any(const ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity)
+{
+	if (shop_slots_near(slots, lookup, id, quantity))
 		return true;
-	*out_of_order = nearest->slot != 0;
-	return false;
+	start(slots, lookup, id, ForwardScanDirection);
+	return next_with(lookup, quantity);
 }
 
 /*
- * Takes the units from one slot, if that can be had without much waiting;
- * false if not.  Whoever may hold a slot out of order must not wait for others.
+ * Taking
  */
-bool
-shop_slots_take(ShopSlots *slots, int64 id, int64 quantity, const ShopNearest *nearest)
-{
-	bool out_of_order = false;
 
-	if (nearest->slot >= 0 && take_nearest(slots, id, quantity, nearest, &out_of_order))
-		return true;
-	if (take_free(slots, id, quantity, nearest->slot > 0 ? nearest->slot : -1))
-		return true;
-	if (out_of_order)
-		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-						   errmsg("could not serialize access due to concurrent update"),
-						   errdetail("Others have taken the units that were there a moment ago."),
-						   errhint("Repeat the call.")));
+/* Makes ready to take units from free slots, as a snapshot taken now shows them. */
+void
+shop_slots_begin(const ShopSlots *slots, ShopUpdate *update)
+{
+	shop_update_open(update, &slots->rows, key_parts(slots));
+}
+
+void
+shop_slots_end(ShopUpdate *update)
+{
+	shop_update_close(update);
+}
+
+static bool
+take_on_side(const ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity, ScanDirection direction)
+{
+	ShopLookup *lookup = &update->lookup;
+
+	start(slots, lookup, id, direction);
+	while (next_with(lookup, quantity))
+		if (shop_update_try(
+				update, SHOP_SLOT_UNITS, Int64GetDatum(shop_lookup_int8(lookup, SHOP_SLOT_UNITS) - quantity)))
+			return true;
 	return false;
+}
+
+/* Takes the units from one slot without waiting; false, and no lock, if none that is free has enough. */
+bool
+shop_slots_take(const ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity)
+{
+	return take_on_side(slots, update, id, quantity, BackwardScanDirection) ||
+		   take_on_side(slots, update, id, quantity, ForwardScanDirection);
 }
 
 static bool
@@ -171,22 +170,39 @@ pick_slot(TupleTableSlot *row, void *arg)
 	return picks->missing > 0;
 }
 
+/* Adds units to our own slot, if it is there and nobody is at it. */
+static bool
+fill_own(ShopSlots *slots, int64 id, int64 units)
+{
+	ShopUpdate update;
+	ShopLookup *lookup = &update.lookup;
+	bool filled;
+
+	shop_slots_begin(slots, &update);
+	start(slots, lookup, id, BackwardScanDirection);
+	filled = shop_lookup_next(lookup) && shop_lookup_int4(lookup, SHOP_SLOT) == shop_slots_own() &&
+			 shop_update_try(&update, SHOP_SLOT_UNITS, Int64GetDatum(shop_lookup_int8(lookup, SHOP_SLOT_UNITS) + units));
+	shop_slots_end(&update);
+	return filled;
+}
+
 /*
  * Who had to wait for a slot takes half of what is left in it home to its own
  * slot, and need not wait there next time.  Runs while the slot is locked and
  * before anything further on in the order of locks is, so that a wait for a
  * slot being inserted is one for a transaction that will not wait for us.
+ * Where units are taken by statements only, free slots would be of no use.
  */
 static void
 take_half_home(ShopSlots *slots, int64 id, Picks *picks)
 {
 	int32 own = shop_slots_own();
 	int64 half = picks->left / 2;
-	ShopValue values[] = {shop_int8(id), shop_int4(own), shop_int8(half)};
 
-	if (half == 0 || own == picks->numbers[0])
+	if (half == 0 || own == picks->numbers[0] || !shop_update_is_plain(&slots->rows))
 		return;
-	if (shop_query(&slots->insert, values) > 0 || shop_query(&slots->fill_free, values) > 0)
+	if (shop_query(&slots->insert, SHOP_VALUES(shop_int8(id), shop_int4(own), shop_int8(half))) > 0 ||
+		fill_own(slots, id, half))
 		picks->quantities[0] += half;
 }
 

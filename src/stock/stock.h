@@ -14,12 +14,8 @@ typedef struct ShopDemand
 {
 	int64 product_id;
 	int64 quantity;
-	ShopNearest nearest;
 	int64 available; /* all units that could be had when last looked at, or as many as are wanted */
 } ShopDemand;
-
-/* Of units that nobody has looked for yet. */
-#define SHOP_NOT_LOOKED ((ShopNearest){.slot = -1})
 
 /*
  * Orders whose expired reservations had to give units back to someone else.

@@ -21,7 +21,8 @@
 #include "utils/fmgroids.h"
 
 /* There is one location; SHOP_DEFAULT_LOCATION is the column's default. */
-static ShopSlots slots = SHOP_SLOTS("shop.stock", "product_id", "product_id = $1 AND location_id = 1", "on_hand");
+static ShopSlots slots = SHOP_SLOTS("stock", "product_id", "product_id = $1 AND location_id = 1", "on_hand",
+	SHOP_DEFAULT_LOCATION, "product_id", "location_id", "slot");
 StaticAssertDecl(SHOP_DEFAULT_LOCATION == 1, "the statements of stock name the location");
 
 static ShopQuery wait_first = SHOP_QUERY("SELECT FROM shop.stock"
@@ -33,14 +34,6 @@ static ShopQuery add_first = SHOP_QUERY("UPDATE shop.stock s SET on_hand = s.on_
 										"  FROM unnest($1::bigint[], $2::bigint[]) AS t(product_id, quantity)"
 										" WHERE s.product_id = t.product_id AND s.location_id = 1 AND s.slot = 0",
 	INT8ARRAYOID, INT8ARRAYOID);
-
-static const ShopTable stock_table = {
-	.name = "stock", .columns = {"slot", "on_hand"}, .keys = {"product_id", "location_id", "slot"}};
-enum
-{
-	SLOT,
-	ON_HAND
-};
 
 static const ShopTable hold_table = {
 	.name = "stock_hold", .columns = {"quantity"}, .keys = {"product_id", "expires_at"}};
@@ -78,10 +71,10 @@ shop_stock_units(int64 product_id, bool everywhere, TimestampTz now)
 	int64 units = 0;
 	int n_keys = everywhere ? 1 : 2;
 
-	shop_lookup_open(&lookup, &stock_table, n_keys, ForwardScanDirection);
+	shop_lookup_open(&lookup, &slots.rows, n_keys, ForwardScanDirection);
 	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(product_id), SHOP_KEY_INT4(SHOP_DEFAULT_LOCATION)), n_keys);
 	while (shop_lookup_next(&lookup))
-		units += shop_lookup_int8(&lookup, ON_HAND);
+		units += shop_lookup_int8(&lookup, SHOP_SLOT_UNITS);
 	shop_lookup_close(&lookup);
 
 	shop_lookup_open(&lookup, &hold_table, 2, ForwardScanDirection);
@@ -93,23 +86,8 @@ shop_stock_units(int64 product_id, bool everywhere, TimestampTz now)
 	return units;
 }
 
-/* The backend's own slot or the next lower one that has enough. */
-static void
-find_nearest(ShopLookup *lookup, ShopDemand *demand, int32 own)
-{
-	shop_lookup_start(lookup,
-		SHOP_KEYS(SHOP_KEY_INT8(demand->product_id), SHOP_KEY_INT4(SHOP_DEFAULT_LOCATION),
-			{BTLessEqualStrategyNumber, F_INT4LE, Int32GetDatum(own)}),
-		3);
-	demand->nearest = SHOP_NOT_LOOKED;
-	while (demand->nearest.slot < 0 && shop_lookup_next(lookup))
-		if (shop_lookup_int8(lookup, ON_HAND) >= demand->quantity)
-			demand->nearest = (ShopNearest){shop_lookup_int4(lookup, SLOT), shop_lookup_int8(lookup, ON_HAND),
-				shop_lookup_is_busy(lookup)};
-}
-
 /*
- * Looks in the active snapshot, without a lock, where the units can be had.
+ * Looks in the active snapshot, without a lock, whether the units can be had.
  * All units are summed only where no nearby slot has enough.
  */
 void
@@ -117,13 +95,14 @@ shop_stock_look(ShopDemand *demands, int n, TimestampTz now)
 {
 	ShopLookup lookup;
 
-	shop_lookup_open(&lookup, &stock_table, 3, BackwardScanDirection);
-	for (int i = 0; i < n; i++)
-		find_nearest(&lookup, &demands[i], shop_slots_own());
-	shop_lookup_close(&lookup);
+	shop_slots_look(&slots, &lookup);
 	for (int i = 0; i < n; i++)
 		demands[i].available =
-			demands[i].nearest.slot >= 0 ? demands[i].quantity : shop_stock_units(demands[i].product_id, false, now);
+			shop_slots_near(&slots, &lookup, demands[i].product_id, demands[i].quantity) ? demands[i].quantity : -1;
+	shop_lookup_close(&lookup);
+	for (int i = 0; i < n; i++)
+		if (demands[i].available < 0)
+			demands[i].available = shop_stock_units(demands[i].product_id, false, now);
 }
 
 /*
@@ -202,10 +181,18 @@ ShopExpired
 shop_stock_take(const ShopDemand *demands, int n, TimestampTz now)
 {
 	ShopExpired expired = {0};
+	ShopUpdate update;
 
+	shop_slots_begin(&slots, &update);
 	for (const ShopDemand *demand = demands; demand < demands + n; demand++)
-		if (!shop_slots_take(&slots, demand->product_id, demand->quantity, &demand->nearest))
+		if (!shop_slots_take(&slots, &update, demand->product_id, demand->quantity))
+		{
+			/* After a wait what comes next is to be seen as it is then. */
+			shop_slots_end(&update);
 			take_waiting(demand, now, &expired);
+			shop_slots_begin(&slots, &update);
+		}
+	shop_slots_end(&update);
 	return expired;
 }
 
