@@ -78,7 +78,9 @@ COMMENT ON TABLE shop.product IS 'catalogue; prices in whole units of shop.curre
 
 -- The units of all slots of a product are its stock: several buyers of one hot
 -- product take from several rows.  No index but the key and no foreign key
--- pointing here, so that every change stays a HOT update.
+-- pointing here, so that every change stays a HOT update.  Few rows a page,
+-- for a page is cleared of old versions at almost every other look at it, row
+-- by row.
 --
 -- There are no foreign keys between the tables at all: a parallel restore
 -- loads the tables of an extension in any order, with their keys in force.
@@ -89,7 +91,7 @@ CREATE TABLE shop.stock (
     slot        shop.slot NOT NULL DEFAULT 0,
     on_hand     shop.unsigned NOT NULL,
     PRIMARY KEY (product_id, location_id, slot)
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 COMMENT ON TABLE shop.stock IS 'units on hand; the slots of a product add up to its stock';
 
 -- Everything but sales that ever changed a stock, with the stock after it.

@@ -92,10 +92,11 @@ set_defaults(ShopAppend *append)
 
 /* Makes ready to append rows, with values for the table's columns as named. */
 void
-shop_append_open(ShopAppend *append, const ShopTable *table)
+shop_append_open(ShopAppend *append, ShopTable *table)
 {
 	append->table = shop_table_open(table, RowExclusiveLock);
-	append->n_columns = shop_table_columns(append->table, table, append->columns);
+	append->n_columns = table->n_columns;
+	append->columns = table->numbers;
 	append->estate = CreateExecutorState();
 	append->estate->es_output_cid = GetCurrentCommandId(true);
 	append->result = makeNode(ResultRelInfo);
@@ -142,7 +143,7 @@ shop_append_close(ShopAppend *append)
 
 /* Appends one row. */
 void
-shop_append(const ShopTable *table, const ShopValue *values)
+shop_append(ShopTable *table, const ShopValue *values)
 {
 	ShopAppend append;
 

@@ -17,15 +17,15 @@ typedef struct ShopAppend
 	EState *estate;
 	ResultRelInfo *result;
 	TupleTableSlot *row;
-	AttrNumber columns[SHOP_TABLE_MAX_COLUMNS];
+	const AttrNumber *columns;
 	int n_columns;
 	ExprState **defaults; /* by column, for those of others; NULL: there are none */
 } ShopAppend;
 
-extern void shop_append_open(ShopAppend *append, const ShopTable *table);
+extern void shop_append_open(ShopAppend *append, ShopTable *table);
 extern void shop_append_row(ShopAppend *append, const ShopValue *values);
 extern void shop_append_close(ShopAppend *append);
-extern void shop_append(const ShopTable *table, const ShopValue *values);
+extern void shop_append(ShopTable *table, const ShopValue *values);
 extern int64 shop_append_number(const char *sequence);
 
 #endif /* SHOP_APPEND_H */

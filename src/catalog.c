@@ -19,7 +19,7 @@
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
-static const ShopTable product_table = {
+static ShopTable product_table = {
 	.name = "product", .columns = {"price", "status", "name"}, .keys = {"product_id"}};
 enum
 {

@@ -64,7 +64,7 @@ static ShopQuery find_campaign = SHOP_QUERY(
 	"  FROM shop.coupon_campaign WHERE idempotency_key = $1",
 	TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INTERVALOID, INT8OID, INT8OID);
 
-static const ShopTable campaign_table = {
+static ShopTable campaign_table = {
 	.name = "coupon_campaign", .columns = {"starts_at", "ends_at", "usage_limit", "valid_for"}, .keys = {"campaign_id"}};
 enum
 {
@@ -74,11 +74,11 @@ enum
 	VALID_FOR
 };
 
-static const ShopTable coupon_of_user = {.name = "coupon",
+static ShopTable coupon_of_user = {.name = "coupon",
 	.columns = {"coupon_id"},
 	.keys = {"user_id", "campaign_id"},
 	.index = "coupon_user"};
-static const ShopTable coupon_of_key = {.name = "coupon",
+static ShopTable coupon_of_key = {.name = "coupon",
 	.columns = {"coupon_id", "campaign_id", "expires_at"},
 	.keys = {"user_id", "idempotency_key"},
 	.index = "coupon_idempotency_key"};
@@ -89,7 +89,7 @@ enum
 	EXPIRES_AT
 };
 
-static const ShopTable new_coupon = {.name = "coupon",
+static ShopTable new_coupon = {.name = "coupon",
 	.columns = {"coupon_id", "campaign_id", "user_id", "issued_at", "expires_at", "idempotency_key"}};
 
 static ShopQuery read_coupon = SHOP_QUERY(

@@ -3,7 +3,8 @@
  *		JSON objects, member by member: the payloads of events.
  *
  * Made of values, not of a text that has to be parsed, so nothing has to be
- * escaped, and it takes half the time.
+ * escaped, and it takes half the time.  Members that come in jsonb's order,
+ * shorter names first, need not be sorted.
  *
  * Takes no locks.
  */

@@ -9,8 +9,9 @@
  * transaction's reads are noted alike, because that is done below the
  * executor.
  *
- * Tables, keys and columns are known by name, and looked up at each use: an
- * extension that was dropped and created again, or upgraded, has others.
+ * Tables, keys and columns are known by name, and looked up when a table has
+ * changed: an extension that was dropped and created again, or upgraded, has
+ * others.
  *
  * Locks: AccessShareLock on the table and its index, kept to the end of the
  * transaction like a statement's.
@@ -22,6 +23,7 @@
 #include "access/tableam.h"
 #include "catalog/namespace.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
@@ -47,44 +49,79 @@ shop_table_oid(const char *name)
 	return oid;
 }
 
-Relation
-shop_table_open(const ShopTable *table, LOCKMODE lock)
+/* Counts up whenever a table has changed. */
+static uint64 changes = 1;
+
+static void
+note_change(Datum arg, Oid relation)
 {
-	return table_open(shop_table_oid(table->name), lock);
+	(void) arg;
+	(void) relation;
+	changes++;
 }
 
-/* Finds the numbers of the table's columns; returns how many there are. */
-int
-shop_table_columns(Relation relation, const ShopTable *table, AttrNumber *columns)
+static void
+watch_changes(void)
 {
+	static bool watching = false;
+
+	if (!watching)
+		CacheRegisterRelcacheCallback(note_change, (Datum) 0);
+	watching = true;
+}
+
+/* The index must begin with the columns that rows are looked up by. */
+static void
+check_index(Relation relation, const ShopTable *table)
+{
+	Relation index = index_open(table->index_oid, AccessShareLock);
+
+	for (int i = 0; i < SHOP_TABLE_MAX_KEYS && table->keys[i]; i++)
+		if (index->rd_index->indkey.values[i] != find_column(relation, table->keys[i]))
+			elog(ERROR, "the index of table %s does not begin with %s", table->name, table->keys[i]);
+	index_close(index, NoLock);
+}
+
+static void
+find_parts(Relation relation, ShopTable *table)
+{
+	uint64 now = changes;
 	int n = 0;
 
+	if (table->keys[0])
+	{
+		table->index_oid = table->index ? shop_table_oid(table->index) : RelationGetPrimaryKeyIndex(relation);
+		check_index(relation, table);
+	}
 	for (; n < SHOP_TABLE_MAX_COLUMNS && table->columns[n]; n++)
-		columns[n] = find_column(relation, table->columns[n]);
-	return n;
+		table->numbers[n] = find_column(relation, table->columns[n]);
+	table->n_columns = n;
+	table->oid = RelationGetRelid(relation);
+	table->found_at = now;
 }
 
-/* The index, which must begin with the columns that are looked for. */
-static Relation
-open_index(Relation table, const ShopTable *names, int n_keys)
+/* Opens a table; where its columns and its index are is known then. */
+Relation
+shop_table_open(ShopTable *table, LOCKMODE lock)
 {
-	Oid oid = names->index ? shop_table_oid(names->index) : RelationGetPrimaryKeyIndex(table);
-	Relation index = index_open(oid, AccessShareLock);
+	Relation relation;
 
-	for (int i = 0; i < n_keys; i++)
-		if (index->rd_index->indkey.values[i] != find_column(table, names->keys[i]))
-			elog(ERROR, "the index of table %s does not begin with %s", names->name, names->keys[i]);
-	return index;
+	watch_changes();
+	relation = table_open(table->found_at == changes ? table->oid : shop_table_oid(table->name), lock);
+	/* Taking the lock may have brought news. */
+	if (table->found_at != changes)
+		find_parts(relation, table);
+	return relation;
 }
 
 /* Makes ready to look rows up by the first columns of the key, in the active snapshot. */
 void
-shop_lookup_open(ShopLookup *lookup, const ShopTable *table, int n_keys, ScanDirection direction)
+shop_lookup_open(ShopLookup *lookup, ShopTable *table, int n_keys, ScanDirection direction)
 {
 	lookup->table = shop_table_open(table, AccessShareLock);
-	lookup->index = open_index(lookup->table, table, n_keys);
+	lookup->index = index_open(table->index_oid, AccessShareLock);
 	lookup->direction = direction;
-	(void) shop_table_columns(lookup->table, table, lookup->columns);
+	lookup->columns = table->numbers;
 	lookup->row = table_slot_create(lookup->table, NULL);
 	lookup->scan = SHOP_INDEX_BEGINSCAN(lookup->table, lookup->index, GetActiveSnapshot(), n_keys);
 }

@@ -16,13 +16,22 @@
 #define SHOP_TABLE_MAX_COLUMNS 16
 #define SHOP_TABLE_MAX_KEYS 4
 
-/* A table of the shop: the columns that are read or written, and those that rows are found by. */
+/*
+ * A table of the shop: the columns that are read or written, and those that
+ * rows are found by.  Where they are is kept until any table has changed.
+ */
 typedef struct ShopTable
 {
 	const char *name;
 	const char *columns[SHOP_TABLE_MAX_COLUMNS]; /* numbered from 0; ends with NULL */
 	const char *keys[SHOP_TABLE_MAX_KEYS];		 /* the first ones of the index; ends with NULL */
 	const char *index;							 /* NULL: that of the primary key */
+
+	uint64 found_at; /* when the following were looked up; 0: never */
+	Oid oid;
+	Oid index_oid;
+	int n_columns;
+	AttrNumber numbers[SHOP_TABLE_MAX_COLUMNS];
 } ShopTable;
 
 /* What a column of the key is compared with. */
@@ -45,14 +54,13 @@ typedef struct ShopLookup
 	IndexScanDesc scan;
 	ScanDirection direction;
 	TupleTableSlot *row;
-	AttrNumber columns[SHOP_TABLE_MAX_COLUMNS];
+	const AttrNumber *columns;
 } ShopLookup;
 
 extern Oid shop_table_oid(const char *name);
-extern Relation shop_table_open(const ShopTable *table, LOCKMODE lock);
-extern int shop_table_columns(Relation relation, const ShopTable *table, AttrNumber *columns);
+extern Relation shop_table_open(ShopTable *table, LOCKMODE lock);
 
-extern void shop_lookup_open(ShopLookup *lookup, const ShopTable *table, int n_keys, ScanDirection direction);
+extern void shop_lookup_open(ShopLookup *lookup, ShopTable *table, int n_keys, ScanDirection direction);
 extern void shop_lookup_start(ShopLookup *lookup, const ShopKey *keys, int n);
 extern bool shop_lookup_next(ShopLookup *lookup);
 extern void shop_lookup_close(ShopLookup *lookup);

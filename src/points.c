@@ -37,13 +37,13 @@ static ShopQuery add_to_balance = SHOP_QUERY("UPDATE shop.account SET balance = 
 											 " WHERE user_id = $1 AND balance + $2 >= 0 RETURNING balance",
 	INT8OID, INT8OID);
 
-static const ShopTable account_table = {.name = "account", .columns = {"balance"}, .keys = {"user_id"}};
+static ShopTable account_table = {.name = "account", .columns = {"balance"}, .keys = {"user_id"}};
 enum
 {
 	BALANCE
 };
 
-static const ShopTable point_entry = {.name = "point_entry",
+static ShopTable point_entry = {.name = "point_entry",
 	.columns = {
 		"entry_id", "user_id", "amount", "balance", "kind", "reason", "order_id", "idempotency_key", "created_at"}};
 

@@ -48,7 +48,7 @@ is_plain(Relation table)
 
 /* Can rows of this table be changed here? */
 bool
-shop_update_is_plain(const ShopTable *table)
+shop_update_is_plain(ShopTable *table)
 {
 	Relation relation = shop_table_open(table, AccessShareLock);
 	bool plain = is_plain(relation);
@@ -62,7 +62,7 @@ shop_update_is_plain(const ShopTable *table)
  * and to change what is found.
  */
 void
-shop_update_open(ShopUpdate *update, const ShopTable *table, int n_keys)
+shop_update_open(ShopUpdate *update, ShopTable *table, int n_keys)
 {
 	PushActiveSnapshot(GetTransactionSnapshot());
 	shop_lookup_open(&update->lookup, table, n_keys, ForwardScanDirection);

@@ -20,8 +20,8 @@ typedef struct ShopUpdate
 	ResultRelInfo *result;
 } ShopUpdate;
 
-extern bool shop_update_is_plain(const ShopTable *table);
-extern void shop_update_open(ShopUpdate *update, const ShopTable *table, int n_keys);
+extern bool shop_update_is_plain(ShopTable *table);
+extern void shop_update_open(ShopUpdate *update, ShopTable *table, int n_keys);
 extern bool shop_update_lock(ShopUpdate *update);
 extern bool shop_update_try(ShopUpdate *update, int column, Datum value);
 extern bool shop_update_locked(ShopUpdate *update, int column, Datum value);

@@ -20,7 +20,7 @@
 /* Elements of the JSON array; those that name the same product are summed. */
 #define MAX_MENTIONS 100000
 
-static const ShopTable order_line = {
+static ShopTable order_line = {
 	.name = "order_line", .columns = {"order_id", "line_no", "product_id", "quantity", "unit_price", "discount"}};
 
 static ShopQuery read_lines = SHOP_QUERY(
@@ -335,11 +335,11 @@ shop_items_json(const ShopItems *items, ShopJson *json)
 	for (ShopItem *line = lines; line < lines + items->n; line++)
 	{
 		shop_json_begin(json);
-		shop_json_int8(json, "product_id", line->product_id);
-		shop_json_int8(json, "quantity", line->quantity);
-		shop_json_int8(json, "unit_price", line->unit_price);
-		shop_json_int8(json, "discount", line->discount);
 		shop_json_int8(json, "total", line->unit_price * line->quantity - line->discount);
+		shop_json_int8(json, "discount", line->discount);
+		shop_json_int8(json, "quantity", line->quantity);
+		shop_json_int8(json, "product_id", line->product_id);
+		shop_json_int8(json, "unit_price", line->unit_price);
 		(void) shop_json_end(json);
 	}
 	shop_json_end_array(json);

@@ -14,7 +14,7 @@
 #include "catalog/pg_type.h"
 #include "outbox/outbox.h"
 
-static const ShopTable orders = {.name = "orders",
+static ShopTable orders = {.name = "orders",
 	.columns = {"order_id", "user_id", "status", "subtotal", "discount", "total", "balance", "coupon_id",
 		"expected_total", "created_at", "expires_at", "paid_at", "idempotency_key"}};
 
@@ -105,20 +105,20 @@ add_time(ShopJson *json, const char *key, TimestampTz time)
 static void
 add_order(ShopJson *json, const ShopOrder *order)
 {
-	shop_json_int8(json, "order_id", order->order_id);
-	shop_json_int8(json, "user_id", order->user_id);
-	shop_json_text(json, "status", shop_order_status_name(order->status));
-	shop_json_text(json, "currency", shop_currency);
-	shop_json_int8(json, "subtotal", order->subtotal);
-	shop_json_int8(json, "discount", order->discount);
 	shop_json_int8(json, "total", order->total);
+	shop_json_text(json, "status", shop_order_status_name(order->status));
+	add_time(json, "paid_at", order->paid_at);
+	shop_json_int8(json, "user_id", order->user_id);
+	shop_json_text(json, "currency", shop_currency);
+	shop_json_int8(json, "discount", order->discount);
+	shop_json_int8(json, "order_id", order->order_id);
+	shop_json_int8(json, "subtotal", order->subtotal);
 	if (order->has_coupon)
 		shop_json_int8(json, "coupon_id", order->coupon_id);
 	else
 		shop_json_text(json, "coupon_id", NULL);
 	add_time(json, "created_at", order->created_at);
 	add_time(json, "expires_at", order->expires_at);
-	add_time(json, "paid_at", order->paid_at);
 }
 
 /*
@@ -134,8 +134,8 @@ shop_order_emit(const ShopOrder *order, const char *kind, ShopJson *more, const 
 
 	if (more == NULL)
 		shop_json_begin(json);
-	add_order(json, order);
 	shop_items_json(lines, json);
+	add_order(json, order);
 	snprintf(id, sizeof(id), INT64_FORMAT, order->order_id);
 	shop_emit(psprintf("order.%s", kind), "order", id, shop_json_end(json), now);
 }

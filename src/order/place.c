@@ -27,7 +27,7 @@
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
-static const ShopTable orders = {.name = "orders",
+static ShopTable orders = {.name = "orders",
 	.columns = {"order_id", "coupon_id", "expected_total", "subtotal", "discount", "total", "balance"},
 	.keys = {"user_id", "idempotency_key"},
 	.index = "orders_idempotency_key"};

@@ -22,7 +22,7 @@
 #include "utils/uuid.h"
 #include "worker/worker.h"
 
-static const ShopTable outbox = {.name = "outbox",
+static ShopTable outbox = {.name = "outbox",
 	.columns = {"event_no", "id", "type", "aggregatetype", "aggregateid", "payload", "priority", "created_at",
 		"traceparent"}};
 

@@ -54,14 +54,14 @@ shop_slots_open(ShopSlots *slots, int64 id, int64 units, int spread)
 
 /* The parts of the key: owner, location where there is one, slot. */
 static int
-key_parts(const ShopSlots *slots)
+key_parts(ShopSlots *slots)
 {
 	return slots->location ? 3 : 2;
 }
 
 /* Begins with our own slot and goes down, or with the one above it and goes up. */
 static void
-start(const ShopSlots *slots, ShopLookup *lookup, int64 id, ScanDirection direction)
+start(ShopSlots *slots, ShopLookup *lookup, int64 id, ScanDirection direction)
 {
 	bool down = direction == BackwardScanDirection;
 	ShopKey side = {down ? BTLessEqualStrategyNumber : BTGreaterStrategyNumber, down ? F_INT4LE : F_INT4GT,
@@ -86,14 +86,14 @@ next_with(ShopLookup *lookup, int64 quantity)
 
 /* Makes ready to look at slots, in the active snapshot and without a lock. */
 void
-shop_slots_look(const ShopSlots *slots, ShopLookup *lookup)
+shop_slots_look(ShopSlots *slots, ShopLookup *lookup)
 {
 	shop_lookup_open(lookup, &slots->rows, key_parts(slots), BackwardScanDirection);
 }
 
 /* Has our own slot, or one below it, enough? */
 bool
-shop_slots_near(const ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity)
+shop_slots_near(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity)
 {
 	start(slots, lookup, id, BackwardScanDirection);
 	return next_with(lookup, quantity);
@@ -101,7 +101,7 @@ shop_slots_near(const ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quan
 
 /* Has any slot enough? */
 bool
-shop_slots_any(const ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity)
+shop_slots_any(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity)
 {
 	if (shop_slots_near(slots, lookup, id, quantity))
 		return true;
@@ -115,7 +115,7 @@ shop_slots_any(const ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quant
 
 /* Makes ready to take units from free slots, as a snapshot taken now shows them. */
 void
-shop_slots_begin(const ShopSlots *slots, ShopUpdate *update)
+shop_slots_begin(ShopSlots *slots, ShopUpdate *update)
 {
 	shop_update_open(update, &slots->rows, key_parts(slots));
 }
@@ -127,7 +127,7 @@ shop_slots_end(ShopUpdate *update)
 }
 
 static bool
-take_on_side(const ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity, ScanDirection direction)
+take_on_side(ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity, ScanDirection direction)
 {
 	ShopLookup *lookup = &update->lookup;
 
@@ -141,7 +141,7 @@ take_on_side(const ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantit
 
 /* Takes the units from one slot without waiting; false, and no lock, if none that is free has enough. */
 bool
-shop_slots_take(const ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity)
+shop_slots_take(ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity)
 {
 	return take_on_side(slots, update, id, quantity, BackwardScanDirection) ||
 		   take_on_side(slots, update, id, quantity, ForwardScanDirection);

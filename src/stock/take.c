@@ -35,7 +35,7 @@ static ShopQuery add_first = SHOP_QUERY("UPDATE shop.stock s SET on_hand = s.on_
 										" WHERE s.product_id = t.product_id AND s.location_id = 1 AND s.slot = 0",
 	INT8ARRAYOID, INT8ARRAYOID);
 
-static const ShopTable hold_table = {
+static ShopTable hold_table = {
 	.name = "stock_hold", .columns = {"quantity"}, .keys = {"product_id", "expires_at"}};
 enum
 {
