@@ -37,12 +37,11 @@ begin_triggers(ShopAppend *append)
 	if (triggers == NULL)
 		return;
 	if (triggers->trig_insert_new_table)
-		ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				errmsg("table shop.%s cannot have a trigger with a transition table",
-					RelationGetRelationName(append->table)),
-				errdetail("{\"table\": \"%s\"}", RelationGetRelationName(append->table)),
-				errhint("Use a trigger for each row, or an endpoint that gets the events.")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						   errmsg("table shop.%s cannot have a trigger with a transition table",
+							   RelationGetRelationName(append->table)),
+						   errdetail("{\"table\": \"%s\"}", RelationGetRelationName(append->table)),
+						   errhint("Use a trigger for each row, or an endpoint that gets the events.")));
 	AfterTriggerBeginQuery();
 	ExecBSInsertTriggers(append->estate, append->result);
 }

@@ -19,8 +19,7 @@
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
-static ShopTable product_table = {
-	.name = "product", .columns = {"price", "status", "name"}, .keys = {"product_id"}};
+static ShopTable product_table = {.name = "product", .columns = {"price", "status", "name"}, .keys = {"product_id"}};
 enum
 {
 	PRICE,
@@ -134,10 +133,10 @@ product_row(FunctionCallInfo fcinfo, int64 product_id)
 	shop_lookup_start(&lookup, SHOP_KEYS(SHOP_KEY_INT8(product_id)), 1);
 	if (!shop_lookup_next(&lookup))
 		refuse_unknown(product_id);
-	result = shop_form_row(
-		fcinfo, SHOP_VALUES(shop_int8(product_id), shop_text(shop_lookup_text(&lookup, NAME)),
-					shop_int8(shop_lookup_int8(&lookup, PRICE)), shop_int8(shop_stock_units(product_id, true, shop_now())),
-					shop_text(shop_lookup_text(&lookup, STATUS))));
+	result = shop_form_row(fcinfo,
+		SHOP_VALUES(shop_int8(product_id), shop_text(shop_lookup_text(&lookup, NAME)),
+			shop_int8(shop_lookup_int8(&lookup, PRICE)), shop_int8(shop_stock_units(product_id, true, shop_now())),
+			shop_text(shop_lookup_text(&lookup, STATUS))));
 	shop_lookup_close(&lookup);
 	return result;
 }

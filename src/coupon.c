@@ -37,8 +37,8 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-static ShopSlots slots =
-	SHOP_SLOTS("coupon_stock", "campaign_id", "campaign_id = $1", "remaining", 0, "campaign_id", "slot");
+static ShopSlots slots = SHOP_SLOTS(
+	"coupon_stock", "campaign_id", "campaign_id = $1", "remaining", 0, "campaign_id", "slot");
 
 static ShopQuery insert_campaign = SHOP_QUERY(
 	"INSERT INTO shop.coupon_campaign (name, discount_type, discount_value, usage_limit, starts_at, ends_at,"
@@ -64,8 +64,9 @@ static ShopQuery find_campaign = SHOP_QUERY(
 	"  FROM shop.coupon_campaign WHERE idempotency_key = $1",
 	TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INTERVALOID, INT8OID, INT8OID);
 
-static ShopTable campaign_table = {
-	.name = "coupon_campaign", .columns = {"starts_at", "ends_at", "usage_limit", "valid_for"}, .keys = {"campaign_id"}};
+static ShopTable campaign_table = {.name = "coupon_campaign",
+	.columns = {"starts_at", "ends_at", "usage_limit", "valid_for"},
+	.keys = {"campaign_id"}};
 enum
 {
 	STARTS_AT,
@@ -74,10 +75,8 @@ enum
 	VALID_FOR
 };
 
-static ShopTable coupon_of_user = {.name = "coupon",
-	.columns = {"coupon_id"},
-	.keys = {"user_id", "campaign_id"},
-	.index = "coupon_user"};
+static ShopTable coupon_of_user = {
+	.name = "coupon", .columns = {"coupon_id"}, .keys = {"user_id", "campaign_id"}, .index = "coupon_user"};
 static ShopTable coupon_of_key = {.name = "coupon",
 	.columns = {"coupon_id", "campaign_id", "expires_at"},
 	.keys = {"user_id", "idempotency_key"},
@@ -89,8 +88,8 @@ enum
 	EXPIRES_AT
 };
 
-static ShopTable new_coupon = {.name = "coupon",
-	.columns = {"coupon_id", "campaign_id", "user_id", "issued_at", "expires_at", "idempotency_key"}};
+static ShopTable new_coupon = {
+	.name = "coupon", .columns = {"coupon_id", "campaign_id", "user_id", "issued_at", "expires_at", "idempotency_key"}};
 
 static ShopQuery read_coupon = SHOP_QUERY(
 	"SELECT c.order_id, c.expires_at, k.discount_type = 'percent', k.discount_value, k.min_subtotal, k.max_discount"
@@ -303,8 +302,8 @@ read_campaign(IssueCall *call, ShopLookup *campaign)
 	call->usage_limit = shop_lookup_int8(campaign, USAGE_LIMIT);
 	call->expires_at = ends_at;
 	if (!shop_lookup_isnull(campaign, VALID_FOR))
-		call->expires_at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-			TimestampTzGetDatum(call->issued_at), shop_lookup_datum(campaign, VALID_FOR)));
+		call->expires_at = DatumGetTimestampTz(DirectFunctionCall2(
+			timestamptz_pl_interval, TimestampTzGetDatum(call->issued_at), shop_lookup_datum(campaign, VALID_FOR)));
 	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
 }
 
@@ -443,9 +442,9 @@ static void
 insert_coupon(IssueCall *call)
 {
 	call->coupon_id = shop_append_number("coupon_coupon_id_seq");
-	shop_append(&new_coupon,
-		SHOP_VALUES(shop_int8(call->coupon_id), shop_int8(call->campaign_id), shop_int8(call->user_id),
-			shop_time(call->issued_at), shop_time(call->expires_at), shop_text(call->key)));
+	shop_append(
+		&new_coupon, SHOP_VALUES(shop_int8(call->coupon_id), shop_int8(call->campaign_id), shop_int8(call->user_id),
+						 shop_time(call->issued_at), shop_time(call->expires_at), shop_text(call->key)));
 }
 
 /*

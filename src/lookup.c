@@ -133,8 +133,8 @@ shop_lookup_start(ShopLookup *lookup, const ShopKey *keys, int n)
 	ScanKeyData scan_keys[SHOP_TABLE_MAX_KEYS];
 
 	for (int i = 0; i < n; i++)
-		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, keys[i].strategy, InvalidOid,
-			lookup->index->rd_indcollation[i], keys[i].function, keys[i].value);
+		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, keys[i].strategy, InvalidOid, lookup->index->rd_indcollation[i],
+			keys[i].function, keys[i].value);
 	index_rescan(lookup->scan, scan_keys, n, NULL, 0);
 }
 

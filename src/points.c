@@ -195,10 +195,9 @@ shop_account_post(ShopAccount *account, int64 amount, const char *kind, const ch
 	}
 	add(account, amount);
 	entry_id = shop_append_number("point_entry_entry_id_seq");
-	shop_append(&point_entry,
-		SHOP_VALUES(shop_int8(entry_id), shop_int8(account->user_id), shop_int8(amount), shop_int8(account->balance),
-			shop_text(kind), shop_text(reason), order_id ? shop_int8(*order_id) : shop_null(), shop_text(key),
-			shop_time(now)));
+	shop_append(&point_entry, SHOP_VALUES(shop_int8(entry_id), shop_int8(account->user_id), shop_int8(amount),
+								  shop_int8(account->balance), shop_text(kind), shop_text(reason),
+								  order_id ? shop_int8(*order_id) : shop_null(), shop_text(key), shop_time(now)));
 	return entry_id;
 }
 

@@ -49,7 +49,7 @@ extern bool shop_parse_time(const char *text, TimestampTz *result);
 #define SHOP_LOCK_RETENTION 0x53480004 /* shared: an endpoint is being made; exclusive: events are cleared */
 #define SHOP_LOCK_BUILTIN 0x53480005   /* the built-in endpoint is being made */
 
-#define SHOP_LOCK_COUPON 0x53480006	   /* a user who is being issued a coupon */
+#define SHOP_LOCK_COUPON 0x53480006 /* a user who is being issued a coupon */
 
 extern int32 shop_lock_key(int64 id);
 extern void shop_lock_xact(int32 lock_class, int32 key);

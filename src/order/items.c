@@ -259,8 +259,7 @@ shop_items_demands(const ShopItems *items)
 	ShopDemand *demands = palloc(sizeof(ShopDemand) * Max(items->n, 1));
 
 	for (int i = 0; i < items->n; i++)
-		demands[i] =
-			(ShopDemand){.product_id = items->items[i].product_id, .quantity = items->items[i].quantity};
+		demands[i] = (ShopDemand){.product_id = items->items[i].product_id, .quantity = items->items[i].quantity};
 	return demands;
 }
 
@@ -306,8 +305,9 @@ shop_items_insert(const ShopItems *items, int64 order_id)
 
 	shop_append_open(&append, &order_line);
 	for (ShopItem *line = lines; line < lines + items->n; line++)
-		shop_append_row(&append, SHOP_VALUES(shop_int8(order_id), shop_int4(line->line_no), shop_int8(line->product_id),
-									 shop_int4(line->quantity), shop_int8(line->unit_price), shop_int8(line->discount)));
+		shop_append_row(
+			&append, SHOP_VALUES(shop_int8(order_id), shop_int4(line->line_no), shop_int8(line->product_id),
+						 shop_int4(line->quantity), shop_int8(line->unit_price), shop_int8(line->discount)));
 	shop_append_close(&append);
 }
 

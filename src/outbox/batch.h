@@ -33,9 +33,9 @@ typedef struct ShopOutlet
 	int max_backoff_ms;
 	bool closable; /* may the holes up to horizon_no be closed? */
 	int64 horizon_no;
-	TimestampTz retry_at; /* DT_NOBEGIN: at once */
+	TimestampTz retry_at;  /* DT_NOBEGIN: at once */
 	ItemPointerData place; /* of the row's newest version that we know; zeros: not known */
-	bool has_waiting; /* are there deliveries that are not dead? */
+	bool has_waiting;	   /* are there deliveries that are not dead? */
 	char **types;
 	int n_types;
 	Datum acked;

@@ -23,8 +23,8 @@
 #include "worker/worker.h"
 
 static ShopTable outbox = {.name = "outbox",
-	.columns = {"event_no", "id", "type", "aggregatetype", "aggregateid", "payload", "priority", "created_at",
-		"traceparent"}};
+	.columns = {
+		"event_no", "id", "type", "aggregatetype", "aggregateid", "payload", "priority", "created_at", "traceparent"}};
 
 SHOP_FUNCTION(shop_emit_event);
 
@@ -50,10 +50,10 @@ insert(const char *type, const char *aggregatetype, const char *aggregateid, Dat
 
 	shop_endpoint_expect_builtin();
 	(void) GetTopTransactionId();
-	shop_append(&outbox,
-		SHOP_VALUES(shop_int8(shop_append_number("outbox_event_no_seq")), shop_datum(id), shop_text(type),
-			shop_text(aggregatetype), shop_text(aggregateid), shop_datum(payload), shop_int2((int16) priority),
-			shop_time(now), *shop_traceparent ? shop_text(shop_traceparent) : shop_null()));
+	shop_append(
+		&outbox, SHOP_VALUES(shop_int8(shop_append_number("outbox_event_no_seq")), shop_datum(id), shop_text(type),
+					 shop_text(aggregatetype), shop_text(aggregateid), shop_datum(payload), shop_int2((int16) priority),
+					 shop_time(now), *shop_traceparent ? shop_text(shop_traceparent) : shop_null()));
 	shop_worker_wake_at_commit(SHOP_WAKE_EVENTS);
 	return id;
 }

@@ -299,8 +299,8 @@ load_retries(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool lease, 
 
 	if (!outlet->has_waiting)
 		return false;
-	rows = shop_query(&load_due, SHOP_VALUES(id, shop_time(now), shop_int4(lease ? limit : Min(limit, MAX_DUE)), shop_bool(!lease),
-									 number_array(batch, 0, true)));
+	rows = shop_query(&load_due, SHOP_VALUES(id, shop_time(now), shop_int4(lease ? limit : Min(limit, MAX_DUE)),
+									 shop_bool(!lease), number_array(batch, 0, true)));
 	append_rows(outlet, batch, rows, true);
 	isolated = lease && isolate(outlet, batch, before);
 	if (lease && rows > 0)
@@ -350,8 +350,7 @@ queue_behind_waiting(const ShopOutlet *outlet, ShopBatch *batch, int from)
 
 	if (!outlet->has_waiting || from == batch->n)
 		return;
-	rows = shop_query(
-		&find_queued, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), number_array(batch, from, false)));
+	rows = shop_query(&find_queued, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), number_array(batch, from, false)));
 	for (uint64 row = 0; row < rows; row++)
 		for (int i = from; i < batch->n; i++)
 			if (batch->events[i]->event_no == shop_fetch_int8(row, 1) && batch->events[i]->state == SHOP_EVENT_UNTRIED)

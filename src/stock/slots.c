@@ -20,7 +20,6 @@
  */
 #include "stock/slots.h"
 
-
 /* Slots locked from 0 upwards, and what is to be taken from each. */
 typedef struct Picks
 {
@@ -181,7 +180,8 @@ fill_own(ShopSlots *slots, int64 id, int64 units)
 	shop_slots_begin(slots, &update);
 	start(slots, lookup, id, BackwardScanDirection);
 	filled = shop_lookup_next(lookup) && shop_lookup_int4(lookup, SHOP_SLOT) == shop_slots_own() &&
-			 shop_update_try(&update, SHOP_SLOT_UNITS, Int64GetDatum(shop_lookup_int8(lookup, SHOP_SLOT_UNITS) + units));
+			 shop_update_try(
+				 &update, SHOP_SLOT_UNITS, Int64GetDatum(shop_lookup_int8(lookup, SHOP_SLOT_UNITS) + units));
 	shop_slots_end(&update);
 	return filled;
 }

@@ -39,8 +39,9 @@ enum
 #define SHOP_SLOTS(table, id, key, units, at, ...) \
 	{ \
 		.rows = {.name = table, .columns = {"slot", units}, .keys = {__VA_ARGS__}}, .location = (at), \
-		.lock_all = SHOP_QUERY( \
-			"SELECT slot::bigint, " units " FROM shop." table " WHERE " key " ORDER BY slot FOR NO KEY UPDATE", INT8OID), \
+		.lock_all = SHOP_QUERY("SELECT slot::bigint, " units " FROM shop." table " WHERE " key \
+							   " ORDER BY slot FOR NO KEY UPDATE", \
+			INT8OID), \
 		.insert = SHOP_QUERY("INSERT INTO shop." table " (" id ", slot, " units ") VALUES ($1, $2, $3)" \
 							 " ON CONFLICT DO NOTHING", \
 			INT8OID, INT4OID, INT8OID), \

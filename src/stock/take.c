@@ -35,8 +35,7 @@ static ShopQuery add_first = SHOP_QUERY("UPDATE shop.stock s SET on_hand = s.on_
 										" WHERE s.product_id = t.product_id AND s.location_id = 1 AND s.slot = 0",
 	INT8ARRAYOID, INT8ARRAYOID);
 
-static ShopTable hold_table = {
-	.name = "stock_hold", .columns = {"quantity"}, .keys = {"product_id", "expires_at"}};
+static ShopTable hold_table = {.name = "stock_hold", .columns = {"quantity"}, .keys = {"product_id", "expires_at"}};
 enum
 {
 	HELD
@@ -79,7 +78,8 @@ shop_stock_units(int64 product_id, bool everywhere, TimestampTz now)
 
 	shop_lookup_open(&lookup, &hold_table, 2, ForwardScanDirection);
 	shop_lookup_start(&lookup,
-		SHOP_KEYS(SHOP_KEY_INT8(product_id), {BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, TimestampTzGetDatum(now)}), 2);
+		SHOP_KEYS(SHOP_KEY_INT8(product_id), {BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, TimestampTzGetDatum(now)}),
+		2);
 	while (shop_lookup_next(&lookup))
 		units += shop_lookup_int8(&lookup, HELD);
 	shop_lookup_close(&lookup);
@@ -97,8 +97,9 @@ shop_stock_look(ShopDemand *demands, int n, TimestampTz now)
 
 	shop_slots_look(&slots, &lookup);
 	for (int i = 0; i < n; i++)
-		demands[i].available =
-			shop_slots_near(&slots, &lookup, demands[i].product_id, demands[i].quantity) ? demands[i].quantity : -1;
+		demands[i].available = shop_slots_near(&slots, &lookup, demands[i].product_id, demands[i].quantity)
+								   ? demands[i].quantity
+								   : -1;
 	shop_lookup_close(&lookup);
 	for (int i = 0; i < n; i++)
 		if (demands[i].available < 0)

@@ -39,7 +39,7 @@ static ShopQuery list_endpoints = SHOP_QUERY(
 typedef struct Outgoing
 {
 	int64 endpoint_id;
-	bool listed; /* was it there, and not paused, when we last looked? */
+	bool listed;		   /* was it there, and not paused, when we last looked? */
 	ItemPointerData place; /* of a function's row, see batch.c */
 	ShopSender *sender;
 } Outgoing;
