@@ -67,6 +67,16 @@ SELECT product_id, on_hand FROM shop.stock WHERE on_hand BETWEEN 1 AND 1000 ORDE
 SELECT product_id, on_hand FROM shop.stock WHERE on_hand % 100 > 0 AND on_hand > 10 ORDER BY on_hand % 100;
 RESET enable_seqscan;
 
+-- A publication without a way to tell rows apart stops every update
+SET client_min_messages = error;
+CREATE PUBLICATION everything FOR TABLE shop.account;
+ALTER TABLE shop.account REPLICA IDENTITY NOTHING;
+SELECT refused($$ SELECT shop.use_points(1, 10, 'gift') $$);
+ALTER TABLE shop.account REPLICA IDENTITY DEFAULT;
+SELECT balance FROM shop.use_points(1, 10, 'gift');
+DROP PUBLICATION everything;
+RESET client_min_messages;
+
 -- Rules and forced row security are a statement's
 CREATE RULE seen AS ON UPDATE TO shop.account DO ALSO INSERT INTO public.seen (saw) VALUES ('rule ' || NEW.balance);
 SELECT balance FROM shop.use_points(1, 10, 'gift');

@@ -67,6 +67,7 @@ shop_update_open(ShopUpdate *update, ShopTable *table, int n_keys)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	shop_lookup_open(&update->lookup, table, n_keys, ForwardScanDirection);
 	LockRelationOid(RelationGetRelid(update->lookup.table), RowExclusiveLock);
+	CheckCmdReplicaIdentity(update->lookup.table, CMD_UPDATE);
 	update->plain = is_plain(update->lookup.table);
 	update->changed = MakeSingleTupleTableSlot(RelationGetDescr(update->lookup.table), &TTSOpsVirtual);
 	update->estate = NULL;
