@@ -146,9 +146,10 @@ SELECT public.refused($$SELECT shop.refund_order(1, '[{"product_id": 1, "quantit
 SELECT public.refused('SELECT * FROM shop.orders');
 RESET ROLE;
 --
--- Functions that run as the owner have their search_path pinned
+-- Functions that run as the owner, or become him, have their search_path pinned
 --
-SELECT proname FROM pg_proc WHERE pronamespace = 'shop'::regnamespace AND prosecdef
+SELECT proname FROM pg_proc WHERE pronamespace = 'shop'::regnamespace
+   AND (prosecdef OR proname IN ('create_endpoint', 'guard_drop', 'pause_endpoint'))
    AND ('search_path=pg_catalog, pg_temp' = ANY (proconfig)) IS NOT TRUE ORDER BY 1;
 SELECT array_agg(proname ORDER BY proname COLLATE "C") AS run_as_the_caller
   FROM pg_proc WHERE pronamespace = 'shop'::regnamespace AND NOT prosecdef;

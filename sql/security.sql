@@ -46,6 +46,7 @@ COMMIT;
 -- There is no way around the functions
 --
 SELECT shop.create_product('Tea', 100, 10) AS tea \gset
+SELECT jsonb_build_array(jsonb_build_object('product_id', :tea, 'quantity', 1)) AS tea_item \gset
 SELECT balance FROM shop.charge_points(2, 1000);
 CREATE TABLE public.calls (n integer GENERATED ALWAYS AS IDENTITY, call text);
 GRANT SELECT ON public.calls TO PUBLIC;
@@ -153,6 +154,148 @@ SELECT attempt, outcome, who FROM public.attempts ORDER BY n;
 SET ROLE regress_shop_admin;
 SELECT * FROM refusal('SELECT shop.create_endpoint(''x'', ''function:shop.fold_sales'')');
 RESET ROLE;
+--
+-- Nor does it leave anything behind that the owner's statements would meet
+--
+SET ROLE regress_shop_admin;
+CREATE FUNCTION regress_admin.planted(bigint, bigint) RETURNS boolean LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO public.attempts (attempt, outcome) VALUES ('planted operator', 'it worked'); RETURN $1 OPERATOR(pg_catalog.=) $2; END $$;
+CREATE OPERATOR regress_admin.= (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = regress_admin.planted);
+GRANT USAGE ON SCHEMA regress_admin TO PUBLIC;
+CREATE OR REPLACE FUNCTION regress_admin.climb(event jsonb) RETURNS void
+    LANGUAGE plpgsql AS $$
+BEGIN
+    SET search_path = regress_admin, pg_catalog;
+    SET TimeZone = 'Asia/Seoul';
+    SET shop.traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01';
+    SET TRANSACTION READ ONLY;
+END
+$$;
+RESET ROLE;
+TRUNCATE public.attempts;
+SELECT shop.emit_event('climb', 'climb', 'p', '{}') IS NOT NULL AS emitted;
+SELECT shop.deliver_events('climb');
+SELECT count(*) AS planted FROM public.attempts;
+SELECT current_setting('search_path'), current_setting('TimeZone'), current_setting('shop.traceparent') AS traceparent;
+SELECT last_error FROM shop.endpoints WHERE name = 'climb';
+-- and what it must not leave is forbidden, even to the owner's
+CREATE FUNCTION public.keep(event jsonb) RETURNS void LANGUAGE plpgsql AS
+    $$ BEGIN EXECUTE event->'data'->>'statement'; END $$;
+SELECT name FROM shop.create_endpoint('keep', 'function:public.keep', '{keep}');
+CREATE FUNCTION public.kept(statement text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM shop.emit_event('keep', 'keep', statement, jsonb_build_object('statement', statement));
+    PERFORM shop.deliver_events('keep');
+    RETURN (SELECT d.last_error FROM shop.delivery d WHERE d.aggregateid = statement);
+END
+$$;
+SELECT s AS statement, kept(s)
+  FROM unnest(ARRAY['CREATE TEMPORARY TABLE left_behind (x integer)', 'PREPARE left_behind AS SELECT 1', 'LISTEN left_behind',
+                    'DECLARE left_behind CURSOR WITH HOLD FOR SELECT 1', 'SET ROLE regress_shop_admin', 'SELECT 1']) s;
+SELECT name FROM shop.drop_endpoint('keep');
+DROP FUNCTION public.kept(text), public.keep(jsonb);
+
+--
+-- Who makes an endpoint is who calls, not whose session it is
+--
+SET ROLE regress_shop_admin;
+DROP OPERATOR regress_admin.= (bigint, bigint);
+CREATE FUNCTION regress_admin.take(event jsonb) RETURNS void LANGUAGE sql AS
+    $$ INSERT INTO public.attempts (attempt, outcome) VALUES ('second endpoint', 'it worked') $$;
+CREATE OR REPLACE FUNCTION regress_admin.climb(event jsonb) RETURNS void LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM shop.create_endpoint('second', 'function:regress_admin.take', '{second}'); END $$;
+RESET ROLE;
+SELECT shop.emit_event('climb', 'climb', 's', '{}') IS NOT NULL AS emitted;
+SELECT shop.deliver_events('climb');
+SELECT name, run_as FROM shop.endpoints ORDER BY name;
+SELECT shop.emit_event('second', 'climb', 's', '{}') IS NOT NULL AS emitted;
+SELECT shop.deliver_events('second');
+SELECT attempt, outcome, who FROM public.attempts;
+SELECT name FROM shop.drop_endpoint('second');
+-- by way of an index, which a superuser (or autovacuum) works on
+SET ROLE regress_shop_admin;
+CREATE TABLE regress_admin.bait (x integer);
+INSERT INTO regress_admin.bait VALUES (1);
+CREATE FUNCTION regress_admin.at_index(x integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN x; END';
+CREATE INDEX hook ON regress_admin.bait (regress_admin.at_index(x));
+CREATE OR REPLACE FUNCTION regress_admin.at_index(x integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    PERFORM shop.create_endpoint('by index', 'function:regress_admin.take', '{index}');
+    RETURN x;
+END
+$$;
+RESET ROLE;
+REINDEX TABLE regress_admin.bait;
+SELECT name, run_as FROM shop.endpoints ORDER BY name;
+SELECT name FROM shop.drop_endpoint('by index');
+-- a host, and a file, that the caller must not name
+SET ROLE regress_shop_admin;
+CREATE OR REPLACE FUNCTION regress_admin.climb(event jsonb) RETURNS void LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM shop.create_endpoint('host', 'http://127.0.0.1/', '{none}'); END $$;
+RESET ROLE;
+SELECT shop.emit_event('climb', 'climb', 'h', '{}') IS NOT NULL AS emitted;
+SELECT shop.deliver_events('climb');
+SELECT last_error FROM shop.endpoints WHERE name = 'climb';
+SET shop.allowed_hosts = '127.0.0.1';
+SET ROLE regress_shop_admin;
+CREATE OR REPLACE FUNCTION regress_admin.climb(event jsonb) RETURNS void LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM shop.create_endpoint('file', 'http://127.0.0.1/', '{none}', options => '{"ca_file": "/etc/passwd"}'); END $$;
+RESET ROLE;
+SELECT shop.emit_event('climb', 'climb', 'f', '{}') IS NOT NULL AS emitted;
+SELECT shop.deliver_events('climb');
+SELECT last_error FROM shop.endpoints WHERE name = 'climb';
+RESET shop.allowed_hosts;
+
+--
+-- A trigger that a caller has put off runs as the caller, not as the owner who delivers
+--
+SET ROLE regress_shop_admin;
+CREATE OR REPLACE FUNCTION regress_admin.climb(event jsonb) RETURNS void LANGUAGE sql AS '';
+CREATE OR REPLACE FUNCTION regress_admin.at_commit() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO public.attempts (attempt, outcome) VALUES ('put off', 'it ran'); RETURN NULL; END $$;
+TRUNCATE regress_admin.lure;
+RESET ROLE;
+TRUNCATE public.attempts;
+SET ROLE regress_shop_admin;
+BEGIN;
+INSERT INTO regress_admin.lure VALUES (3);
+SELECT shop.emit_event('climb', 'climb', 'd', '{}') IS NOT NULL AS emitted;
+SELECT shop.deliver_events('climb');
+COMMIT;
+BEGIN;
+INSERT INTO regress_admin.lure VALUES (4);
+SELECT total FROM shop.place_order(2, :'tea_item');
+SELECT shop.refresh_popular_products() IS NOT NULL AS refreshed;
+COMMIT;
+RESET ROLE;
+SELECT attempt, outcome, who FROM public.attempts ORDER BY n;
+-- one that delivers to itself does not get an event twice
+SET ROLE regress_shop_admin;
+CREATE TABLE regress_admin.seen (id text);
+CREATE OR REPLACE FUNCTION regress_admin.climb(event jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO regress_admin.seen VALUES (event->>'subject');
+    PERFORM shop.deliver_events('climb');
+END
+$$;
+RESET ROLE;
+SELECT shop.emit_event('climb', 'climb', 'again', '{}') IS NOT NULL AS emitted;
+SELECT shop.deliver_events('climb');
+SELECT * FROM regress_admin.seen;
+SELECT last_error FROM shop.endpoints WHERE name = 'climb';
+-- one that pauses or drops its own endpoint
+CREATE OR REPLACE FUNCTION regress_admin.climb(event jsonb) RETURNS void LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM shop.pause_endpoint('climb'); END $$;
+SELECT shop.emit_event('climb', 'climb', 'pause', '{}') IS NOT NULL AS emitted;
+SELECT shop.deliver_events('climb');
+SELECT state, pause_reason FROM shop.endpoints WHERE name = 'climb';
+SELECT state FROM shop.resume_endpoint('climb');
+CREATE OR REPLACE FUNCTION regress_admin.climb(event jsonb) RETURNS void LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM shop.drop_endpoint('climb'); END $$;
+SELECT shop.emit_event('climb', 'climb', 'drop', '{}') IS NOT NULL AS emitted;
+SELECT code, message FROM refusal('SELECT shop.deliver_events(''climb'')');
+SELECT name FROM shop.endpoints;
+SELECT * FROM shop.verify();
 -- EXECUTE that is taken away is missed at the next delivery
 REVOKE EXECUTE ON FUNCTION regress_admin.climb(jsonb) FROM PUBLIC, regress_shop_admin;
 SELECT shop.emit_event('climb', 'climb', '4', '{}') IS NOT NULL AS emitted;

@@ -28,18 +28,20 @@ CREATE FUNCTION public.news() RETURNS text
     SELECT coalesce(string_agg(key || ':' || data, ' ' ORDER BY n), 'nothing') FROM t $$;
 
 --
--- A function for one event is preferred to one for many
+-- Who may create functions in the schema cannot put his before the one that was meant
 --
-CREATE FUNCTION public.take_both(event jsonb) RETURNS void
-    LANGUAGE sql AS $$ INSERT INTO public.taken (key, data) VALUES ('one', event->'data') $$;
 CREATE FUNCTION public.take_both(events jsonb[]) RETURNS void
     LANGUAGE sql AS $$ INSERT INTO public.taken (key, data) VALUES ('many', to_jsonb(cardinality(events))) $$;
 SELECT name FROM shop.create_endpoint('both', 'function:public.take_both', '{test.done}');
+CREATE FUNCTION public.take_both(event jsonb) RETURNS void
+    LANGUAGE sql AS $$ INSERT INTO public.taken (key, data) VALUES ('planted', event->'data') $$;
 SELECT emit('k', 1), emit('l', 2);
 SELECT shop.deliver_events(), news();
--- and called from now on is the one that is there
+SELECT last_error FROM shop.endpoints WHERE name = 'both';
+SELECT * FROM refusal('SELECT shop.create_endpoint(''two'', ''function:public.take_both'')');
+-- called from now on is the one that is there
 DROP FUNCTION public.take_both(jsonb);
-SELECT emit('k', 3), emit('l', 4);
+SELECT emit('m', 3), emit('n', 4);
 SELECT shop.deliver_events(), news();
 SELECT name FROM shop.drop_endpoint('both');
 DROP FUNCTION public.take_both(jsonb[]);

@@ -220,6 +220,11 @@ shop_deliver_events(PG_FUNCTION_ARGS)
 	if (max_events < 1)
 		shop_reject("max_events", "must be greater than 0");
 	shop_write_verb("deliver_events()");
+	/* The function of an endpoint would be called again, with what it is just being given. */
+	if (InSecurityRestrictedOperation())
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						   errmsg("cannot execute deliver_events() within security-restricted operation"),
+						   errhint("Leave delivery to the worker, or to whoever has called the function.")));
 
 	SPI_connect();
 	delivered = deliver_all(name, max_events);

@@ -14,6 +14,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "caller.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "error.h"
@@ -250,20 +251,20 @@ check_headers(const JsonbValue *object)
 
 /* A file that the server may read; only those who may do so anyway may name it. */
 static void
-check_may_name_files(const char *option)
+check_may_name_files(const char *option, Oid role)
 {
-	if (!superuser_arg(GetOuterUserId()) && !has_privs_of_role(GetOuterUserId(), ROLE_PG_READ_SERVER_FILES))
+	if (!superuser_arg(role) && !has_privs_of_role(role, ROLE_PG_READ_SERVER_FILES))
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("permission denied for %s", option),
 						   errdetail("{\"argument\": \"options\"}"),
 						   errhint("Only roles with the privileges of pg_read_server_files may name a file.")));
 }
 
 static void
-check_ca_file(const JsonbValue *value)
+check_ca_file(const JsonbValue *value, Oid role)
 {
 	if (value->type != jbvString || value->val.string.len == 0 || value->val.string.len > 1000)
 		shop_reject("options", "must have a file name as ca_file");
-	check_may_name_files("ca_file");
+	check_may_name_files("ca_file", role);
 }
 
 /* Where the brokers are is said by the url, which was checked. */
@@ -271,7 +272,7 @@ static const char *const own_settings[] = {"bootstrap.servers", "metadata.broker
 
 /* Settings of librdkafka; what else there is to check is for the program that has it. */
 static void
-check_kafka_settings(const JsonbValue *object)
+check_kafka_settings(const JsonbValue *object, Oid role)
 {
 	JsonbIterator *it;
 	JsonbValue value;
@@ -291,7 +292,7 @@ check_kafka_settings(const JsonbValue *object)
 			if (pg_strcasecmp(name, own_settings[i]) == 0)
 				shop_reject("options", "must not have %s among the settings of kafka; the url names the brokers", name);
 		if (strstr(name, ".location") || strstr(name, "keytab"))
-			check_may_name_files(name);
+			check_may_name_files(name, role);
 	}
 }
 
@@ -302,9 +303,9 @@ check_secret(const char *url, const char *secret)
 		shop_webhook_check_secret(secret);
 }
 
-/* Options are an object with known keys; says whether from_start is set. */
+/* Options are an object with known keys, as the role may set them; says whether from_start is set. */
 static bool
-check_options(Jsonb *options)
+check_options(Jsonb *options, Oid role)
 {
 	JsonbIterator *it;
 	JsonbValue value;
@@ -338,9 +339,9 @@ check_options(Jsonb *options)
 		else if (strcmp(key, "headers") == 0)
 			check_headers(&value);
 		else if (strcmp(key, "kafka") == 0)
-			check_kafka_settings(&value);
+			check_kafka_settings(&value, role);
 		else if (strcmp(key, "ca_file") == 0)
-			check_ca_file(&value);
+			check_ca_file(&value, role);
 		else
 			shop_reject("options", "must not have the unknown key %s", shop_json_string(key));
 	}
@@ -367,7 +368,8 @@ shop_create_endpoint(PG_FUNCTION_ARGS)
 	Datum types;
 	char *secret;
 	bool from_start;
-	Oid role = GetOuterUserId();
+	ShopCaller caller = shop_become_owner(fcinfo);
+	Oid role = caller.role;
 	Datum result;
 
 	shop_log_hide_statement();
@@ -376,7 +378,7 @@ shop_create_endpoint(PG_FUNCTION_ARGS)
 	types = check_types(fcinfo, 2);
 	secret = shop_arg_text_or_null(fcinfo, 3);
 	shop_arg_required(fcinfo, 4, "options");
-	from_start = check_options(PG_GETARG_JSONB_P(4));
+	from_start = check_options(PG_GETARG_JSONB_P(4), role);
 	shop_sink_of(url)->check(url, role);
 	check_secret(url, secret);
 	shop_write_verb("create_endpoint()");
@@ -393,6 +395,7 @@ shop_create_endpoint(PG_FUNCTION_ARGS)
 	result = shop_current_row(fcinfo);
 	shop_worker_wake_at_commit(SHOP_WAKE_ENDPOINTS);
 	SPI_finish();
+	shop_become_caller(caller);
 	return result;
 }
 
@@ -422,10 +425,14 @@ Datum
 shop_pause_endpoint(PG_FUNCTION_ARGS)
 {
 	char *name = shop_arg_text(fcinfo, 0, "name");
+	ShopCaller caller = shop_become_owner(fcinfo);
+	Datum result;
 
 	shop_write_verb("pause_endpoint()");
-	return change_endpoint(fcinfo, &pause_endpoint,
-		SHOP_VALUES(shop_text(name), shop_text(GetUserNameFromId(GetOuterUserId(), false))), name);
+	result = change_endpoint(fcinfo, &pause_endpoint,
+		SHOP_VALUES(shop_text(name), shop_text(GetUserNameFromId(caller.role, false))), name);
+	shop_become_caller(caller);
+	return result;
 }
 
 Datum

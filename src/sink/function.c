@@ -6,7 +6,8 @@
  * It runs in the transaction that acknowledges the events, so its effects
  * happen exactly once, and as the role that created the endpoint, in a
  * security-restricted operation, so it can do no more than that role could by
- * itself.
+ * itself, and leaves nothing behind in the session: what it sets is taken
+ * back, and what else would outlive the call is forbidden.
  *
  * A call is a subtransaction: what fails is undone alone.
  */
@@ -24,6 +25,7 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/timeout.h"
 #include "utils/varlena.h"
 
@@ -64,12 +66,19 @@ find_target(const char *url)
 	List *names = parse_name(text);
 	Oid jsonb = JSONBOID;
 	Oid jsonb_array = JSONBARRAYOID;
+	Oid batch;
 	Target target = {0};
 
 	target.oid = LookupFuncName(names, 1, &jsonb, true);
+	batch = LookupFuncName(names, 1, &jsonb_array, true);
+	/* Who may create functions in the schema must not be able to put his before the one that was meant. */
+	if (OidIsValid(target.oid) && OidIsValid(batch))
+		ereport(ERROR, (errcode(ERRCODE_AMBIGUOUS_FUNCTION), errmsg("function %s is not unique", text),
+						   errdetail("{\"argument\": \"url\"}"),
+						   errhint("Have it take an event, jsonb, or a batch of them, jsonb[], but not both.")));
 	if (!OidIsValid(target.oid))
 	{
-		target.oid = LookupFuncName(names, 1, &jsonb_array, true);
+		target.oid = batch;
 		target.takes_batch = true;
 	}
 	if (!OidIsValid(target.oid))
@@ -102,6 +111,25 @@ make_batch(const ShopMessage *messages, int n)
 	return PointerGetDatum(construct_array(events, n, JSONBOID, -1, false, TYPALIGN_INT));
 }
 
+/*
+ * Triggers that are deferred would run at commit, when the role is not the
+ * function's any more, so those of the function run at once.  Those that a
+ * client's transaction has put off before run now too, as they would at its
+ * commit: as the session's role, and never as the shop's owner.
+ */
+static void
+set_constraints_immediate(void)
+{
+	Oid user;
+	int security;
+
+	GetUserIdAndSecContext(&user, &security);
+	SetUserIdAndSecContext(GetOuterUserId(), security | SECURITY_LOCAL_USERID_CHANGE);
+	if (SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not set constraints");
+	SetUserIdAndSecContext(user, security);
+}
+
 static void
 call_target(const ShopEndpoint *endpoint, const ShopMessage *messages, int n)
 {
@@ -109,7 +137,6 @@ call_target(const ShopEndpoint *endpoint, const ShopMessage *messages, int n)
 	Datum batch = make_batch(messages, n);
 	Oid type = JSONBARRAYOID;
 	Oid role = get_role_oid(endpoint->run_as, false);
-	int security = SECURITY_LOCAL_USERID_CHANGE;
 	char *sql;
 	int rc;
 
@@ -120,16 +147,9 @@ call_target(const ShopEndpoint *endpoint, const ShopMessage *messages, int n)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						   errmsg("role \"%s\" is not the one that created the endpoint", endpoint->run_as)));
 
-	/*
-	 * An error takes the role back with the subtransaction.  A role that is
-	 * not ours must not leave anything behind that runs when it is ours again,
-	 * at commit: deferred triggers run now, held cursors are forbidden.
-	 */
-	if (role != GetUserId())
-		security |= SECURITY_RESTRICTED_OPERATION;
-	if (SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not set constraints");
-	SetUserIdAndSecContext(role, security);
+	/* An error takes the role back with the subtransaction. */
+	set_constraints_immediate();
+	SetUserIdAndSecContext(role, SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
 	rc = SPI_execute_with_args(sql, 1, &type, &batch, NULL, false, 0);
 	if (rc < 0)
 		elog(ERROR, "could not call %s: %s", target.name, SPI_result_code_string(rc));
@@ -165,6 +185,7 @@ static bool
 call_within(void *arg)
 {
 	Call *call = arg;
+	int nest_level = NewGUCNestLevel();
 	Oid user;
 	int security;
 
@@ -174,6 +195,8 @@ call_within(void *arg)
 	call_target(call->endpoint, call->messages, call->n);
 	SPI_finish();
 	stop_timeout();
+	/* A search_path that it has left behind would be that of our own statements. */
+	AtEOXact_GUC(false, nest_level);
 	SetUserIdAndSecContext(user, security);
 	return true;
 }
