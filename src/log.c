@@ -19,6 +19,7 @@
 
 #include "access/xact.h"
 #include "error.h"
+#include "pgstat.h"
 #include "tcop/tcopprot.h"
 
 static emit_log_hook_type previous_emit_log_hook;
@@ -29,20 +30,15 @@ static TimestampTz secret_statement = DT_NOBEGIN;
 /* After these, a statement has its secrets. */
 static const char *const markers[] = {"create_endpoint", "set_endpoint_secret", "whsec_"};
 
-/* Where the text goes on with what may be secret; NULL: nowhere. */
+/* Where the text goes on with what may be secret; NULL: nowhere.  SQL folds names to lower case. */
 static char *
-find_secret(const char *text)
+find_secret(char *text)
 {
-	char *first = NULL;
-
-	for (size_t i = 0; text && i < lengthof(markers); i++)
-	{
-		char *at = strstr(text, markers[i]);
-
-		if (at && (first == NULL || at + strlen(markers[i]) < first))
-			first = at + strlen(markers[i]);
-	}
-	return first;
+	for (char *at = text; at && *at; at++)
+		for (size_t i = 0; i < lengthof(markers); i++)
+			if ((*at | 0x20) == *markers[i] && pg_strncasecmp(at, markers[i], strlen(markers[i])) == 0)
+				return at + strlen(markers[i]);
+	return NULL;
 }
 
 static void
@@ -54,22 +50,45 @@ cut(char *text)
 		*secret = '\0';
 }
 
+/* A statement that is known to have secrets, and whose text does not say where. */
+static void
+cut_arguments(char *text)
+{
+	if (text)
+		text[strcspn(text, "('$")] = '\0';
+}
+
 /* The statement that runs has secrets for arguments. */
 void
 shop_log_hide_statement(void)
 {
 	secret_statement = GetCurrentStatementStartTimestamp();
+	/* pg_stat_activity would go on showing it until the next one. */
+	pgstat_report_activity(STATE_RUNNING, "a statement with the secrets of an endpoint");
 }
 
 static bool
 is_secret_statement(void)
 {
-	return find_secret(debug_query_string) || secret_statement == GetCurrentStatementStartTimestamp();
+	return find_secret(unconstify(char *, debug_query_string)) || secret_statement == GetCurrentStatementStartTimestamp();
+}
+
+/* A statement that is logged for its own sake; of one that was prepared, the detail has the text. */
+static void
+hide_in_statement(ErrorData *edata)
+{
+	if (find_secret(edata->message))
+		cut(edata->message);
+	else if (is_secret_statement() || find_secret(edata->detail))
+		cut_arguments(edata->message);
+	cut(edata->detail);
 }
 
 static void
 hide_secrets(ErrorData *edata)
 {
+	if (edata->elevel == LOG)
+		hide_in_statement(edata);
 	if (is_secret_statement())
 	{
 		edata->hide_stmt = true;
@@ -80,12 +99,6 @@ hide_secrets(ErrorData *edata)
 	}
 	cut(edata->context);
 	cut(edata->internalquery);
-	/* A statement that is logged for its own sake, and its parameters. */
-	if (edata->elevel == LOG)
-	{
-		cut(edata->message);
-		cut(edata->detail);
-	}
 }
 
 static void

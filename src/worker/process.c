@@ -156,6 +156,7 @@ become_owner(void)
 
 	shop_process_begin("starting");
 	owner = extension_owner(get_extension_oid("shop", false));
+	SetUserIdAndSecContext(GetUserId(), 0);
 	SetSessionAuthorization(owner, superuser_arg(owner));
 	shop_process_commit();
 }
@@ -189,12 +190,18 @@ shop_process_start(Oid database_oid, ShopWorkerKind kind)
 	return database;
 }
 
-/* Begins a transaction with SPI; without the extension this process ends. */
+/*
+ * Begins a transaction with SPI; without the extension this process ends.
+ *
+ * Nobody may change the role: a worker has logged in as bootstrap superuser,
+ * and the owner's triggers and defaults could return to it.
+ */
 void
 shop_process_begin(const char *activity)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	SetUserIdAndSecContext(GetUserId(), SECURITY_LOCAL_USERID_CHANGE);
 	if (!OidIsValid(lock_extension()))
 	{
 		AbortCurrentTransaction();
@@ -212,6 +219,7 @@ shop_process_commit(void)
 	SPI_finish();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	SetUserIdAndSecContext(GetUserId(), 0);
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
 

@@ -26,6 +26,7 @@
 #include "query.h"
 #include "sink/sink.h"
 #include "storage/ipc.h"
+#include "storage/lock.h"
 #include "utils/memutils.h"
 
 #define POLL_MS 5000
@@ -110,6 +111,13 @@ ms_until(TimestampTz time, TimestampTz now)
 	return time - now >= POLL_MS * INT64CONST(1000) ? POLL_MS : (long) ((time - now) / 1000 + 1);
 }
 
+static void
+lock_relay(void)
+{
+	if (!shop_try_lock_session(SHOP_LOCK_RELAY, 0))
+		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another relay is running in this database")));
+}
+
 static TimestampTz
 call_function(Outgoing *out)
 {
@@ -117,6 +125,9 @@ call_function(Outgoing *out)
 
 	shop_process_begin("delivering events");
 	batch = shop_deliver_batch(out->endpoint_id, BATCH, false, &out->place);
+	/* A function may leave session locks behind, or have given up ours. */
+	LockReleaseSession(USER_LOCKMETHOD);
+	lock_relay();
 	shop_process_commit();
 	return batch.more ? DT_NOBEGIN : batch.next_at;
 }
@@ -172,8 +183,7 @@ shop_relay_main(Datum arg)
 {
 	my_database = shop_process_start(DatumGetObjectId(arg), SHOP_RELAY);
 	shop_process_begin("starting");
-	if (!shop_try_lock_session(SHOP_LOCK_RELAY, 0))
-		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another relay is running in this database")));
+	lock_relay();
 	/* What leaves is UTF-8; outside of transactions only a conversion looked up before works. */
 	if (PrepareClientEncoding(PG_UTF8) >= 0)
 		(void) SetClientEncoding(PG_UTF8);

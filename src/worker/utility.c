@@ -15,6 +15,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
@@ -77,6 +78,18 @@ may_create_database(void)
 	return may;
 }
 
+/* A database that is a template may be copied by all who may create one. */
+static bool
+may_copy(Oid database)
+{
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	bool is_template = HeapTupleIsValid(tuple) && ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return is_template || SHOP_OWNS_DATABASE(database, GetUserId());
+}
+
 /*
  * May this role run this statement here?  Who may not must not be able to end
  * the workers by trying.
@@ -85,7 +98,7 @@ static bool
 may_run(Node *statement, Oid database, bool in_block)
 {
 	if (IsA(statement, CreatedbStmt))
-		return !in_block && may_create_database();
+		return !in_block && may_create_database() && may_copy(database);
 	if (IsA(statement, RenameStmt))
 		return SHOP_OWNS_DATABASE(database, GetUserId());
 	return !in_block && SHOP_OWNS_DATABASE(database, GetUserId());
