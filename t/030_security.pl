@@ -105,6 +105,30 @@ is( value($node, 'plain', 'SELECT DISTINCT outcome, who FROM owned.attempt ORDER
 is(value($node, 'plain', q{SELECT rolsuper FROM pg_roles WHERE rolname = 'owner'}), 'f', 'which is no superuser');
 within($node, 'plain', 60, 'count(*) = 1 FROM shop.popular_products', 'the keeper does its work as that role');
 $node->safe_psql('plain', 'DROP SCHEMA owned CASCADE');
+
+# Row level security that the owner enables is for others; verbs, views and workers go on.
+$node->safe_psql('plain', q{
+	SET SESSION AUTHORIZATION owner;
+	SELECT shop.grant_access('writer', 'write');
+	DO $$
+	DECLARE
+		t regclass;
+	BEGIN
+		FOR t IN SELECT oid FROM pg_class WHERE relnamespace = 'shop'::regnamespace AND relkind = 'r' LOOP
+			EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', t);
+		END LOOP;
+	END $$;
+	GRANT SELECT ON shop.orders TO writer;
+});
+is( value($node, 'plain', q{
+		SET SESSION AUTHORIZATION writer;
+		SELECT total FROM shop.place_order(1, '[{"product_id": 1, "quantity": 2}]');
+		SELECT available FROM shop.products;
+		SELECT count(*) FROM shop.order_history(1);
+		SELECT count(*) FROM shop.orders}),
+	"20\n97\n2\n0", 'beside row level security, verbs and views see all rows and the role none');
+within($node, 'plain', 60, q{count(*) = 2 FROM shop.received_events WHERE type = 'order.paid'}, 'and events are delivered');
+healthy($node, 'plain', 'and the shop is healthy');
 $node->safe_psql('postgres', 'DROP DATABASE plain');
 
 #
