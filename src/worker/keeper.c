@@ -130,15 +130,18 @@ keeper_cycle(void)
 	return MAX_PAUSE_S * 1000L;
 }
 
+static void
+start_keeper(void)
+{
+	if (!shop_try_lock_session(SHOP_LOCK_KEEPER, 0))
+		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another keeper is running in this database")));
+}
+
 void
 shop_keeper_main(Datum arg)
 {
 	(void) shop_process_start(DatumGetObjectId(arg), SHOP_KEEPER);
-	shop_process_begin("starting");
-	if (!shop_try_lock_session(SHOP_LOCK_KEEPER, 0))
-		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("another keeper is running in this database")));
-	shop_process_commit();
-	shop_process_run(keeper_cycle, NULL);
+	shop_process_run(start_keeper, keeper_cycle, NULL);
 }
 
 /* The keeper's jobs but for the refresh, in the caller's transaction. */

@@ -271,18 +271,22 @@ note_cycle(bool idle)
 }
 
 /*
- * Runs cycles for ever; each says how long to wait for work, in ms.  `socket`,
- * if there is one, is readable when there is some before.
+ * Runs `start`, in a transaction, and then cycles for ever; each says how long
+ * to wait for work, in ms.  `socket`, if there is one, is readable when there
+ * is some before.
  */
 void
-shop_process_run(long (*cycle)(void), int (*socket)(void))
+shop_process_run(void (*start)(void), long (*cycle)(void), int (*socket)(void))
 {
 	long timeout_ms;
 
 	MemoryContextSwitchTo(cycle_context);
-	myself->failed = false;
 	PG_TRY();
 	{
+		shop_process_begin("starting");
+		start();
+		shop_process_commit();
+		myself->failed = false;
 		for (;;)
 		{
 			note_cycle(false);

@@ -178,15 +178,18 @@ relay_cycle(void)
 	return shop_sink_timeout() >= 0 ? Min(timeout, shop_sink_timeout()) : timeout;
 }
 
-void
-shop_relay_main(Datum arg)
+static void
+start_relay(void)
 {
-	my_database = shop_process_start(DatumGetObjectId(arg), SHOP_RELAY);
-	shop_process_begin("starting");
 	lock_relay();
 	/* What leaves is UTF-8; outside of transactions only a conversion looked up before works. */
 	if (PrepareClientEncoding(PG_UTF8) >= 0)
 		(void) SetClientEncoding(PG_UTF8);
-	shop_process_commit();
-	shop_process_run(relay_cycle, shop_sink_fd);
+}
+
+void
+shop_relay_main(Datum arg)
+{
+	my_database = shop_process_start(DatumGetObjectId(arg), SHOP_RELAY);
+	shop_process_run(start_relay, relay_cycle, shop_sink_fd);
 }
