@@ -37,8 +37,7 @@ shop_become_owner(FunctionCallInfo fcinfo)
 	ShopCaller caller;
 
 	GetUserIdAndSecContext(&caller.role, &caller.security);
-	SetUserIdAndSecContext(
-		function_owner(fcinfo->flinfo->fn_oid), caller.security | SECURITY_LOCAL_USERID_CHANGE);
+	SetUserIdAndSecContext(function_owner(fcinfo->flinfo->fn_oid), caller.security | SECURITY_LOCAL_USERID_CHANGE);
 	return caller;
 }
 

@@ -70,7 +70,8 @@ shop_log_hide_statement(void)
 static bool
 is_secret_statement(void)
 {
-	return find_secret(unconstify(char *, debug_query_string)) || secret_statement == GetCurrentStatementStartTimestamp();
+	return find_secret(unconstify(char *, debug_query_string)) ||
+		   secret_statement == GetCurrentStatementStartTimestamp();
 }
 
 /* A statement that is logged for its own sake; of one that was prepared, the detail has the text. */

@@ -429,8 +429,8 @@ shop_pause_endpoint(PG_FUNCTION_ARGS)
 	Datum result;
 
 	shop_write_verb("pause_endpoint()");
-	result = change_endpoint(fcinfo, &pause_endpoint,
-		SHOP_VALUES(shop_text(name), shop_text(GetUserNameFromId(caller.role, false))), name);
+	result = change_endpoint(
+		fcinfo, &pause_endpoint, SHOP_VALUES(shop_text(name), shop_text(GetUserNameFromId(caller.role, false))), name);
 	shop_become_caller(caller);
 	return result;
 }
