@@ -740,6 +740,7 @@ COMMENT ON MATERIALIZED VIEW shop.popular_products IS
 
 CREATE FUNCTION shop.refresh_popular_products() RETURNS timestamptz
     LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET quote_all_identifiers = off -- with it on, PostgreSQL's own REFRESH ... CONCURRENTLY fails
     AS 'MODULE_PATHNAME', 'shop_refresh_popular_products';
 COMMENT ON FUNCTION shop.refresh_popular_products() IS
     'folds what was sold up to now and refreshes popular_products; readers do not wait';

@@ -160,6 +160,16 @@ SELECT * FROM public.attacked('regress_shop_attacker') WHERE code <> 'XXOK0';
 -- the owner with such a path, too
 SELECT * FROM public.attacked(current_user::regrole) WHERE code <> 'XXOK0';
 SELECT count(*) > 40 AS all_functions FROM public.target;
+-- nor does any setting that a caller may change make a difference, to a repeated call least of all
+SELECT replayed FROM shop.reserve_order(1, '[{"product_id": 1, "quantity": 1}]', '3 days 01:00', 'settings');
+SET IntervalStyle = 'iso_8601'; SET DateStyle = 'German'; SET TimeZone = 'Asia/Kathmandu'; SET extra_float_digits = -15; SET array_nulls = off;
+SET transform_null_equals = on; SET quote_all_identifiers = on; SET enable_indexscan = off; SET enable_bitmapscan = off; SET row_security = off;
+SET plan_cache_mode = force_custom_plan; SET force_parallel_mode = on; SET work_mem = '64kB'; SET default_transaction_isolation = 'serializable';
+SELECT replayed FROM shop.reserve_order(1, '[{"product_id": 1, "quantity": 1}]', '3 days 01:00', 'settings');
+SELECT * FROM public.attacked('regress_shop_attacker') WHERE code <> 'XXOK0';
+RESET IntervalStyle; RESET DateStyle; RESET extra_float_digits; RESET array_nulls; RESET transform_null_equals; RESET quote_all_identifiers; RESET enable_indexscan;
+RESET enable_bitmapscan; RESET row_security; RESET plan_cache_mode; RESET force_parallel_mode; RESET work_mem; RESET default_transaction_isolation;
+SET TimeZone = 'UTC';
 -- a function whose path is not pinned would be caught by it
 BEGIN;
 ALTER FUNCTION shop.restock(bigint, integer, text) RESET search_path;

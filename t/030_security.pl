@@ -64,10 +64,12 @@ is( value($node, 'shopdb', q{
 is(value($node, 'shopdb', q{SELECT last_error FROM shop.workers WHERE kind = 'relay'}), '', 'it has met no error');
 
 #
-# The owner of the extension is no superuser: neither are the workers
+# The owner of the extension is no superuser: neither are the workers.  Nor can
+# a setting of the database make the keeper's refresh fail.
 #
 
 $node->safe_psql('postgres', 'CREATE ROLE owner SUPERUSER LOGIN; CREATE DATABASE plain OWNER owner');
+$node->safe_psql('postgres', 'ALTER DATABASE plain SET quote_all_identifiers = on');
 $node->safe_psql('plain', q{SET ROLE owner; CREATE EXTENSION shop});
 $node->safe_psql('plain', q{ALTER ROLE owner NOSUPERUSER; SELECT pg_terminate_backend(pid) FROM shop.workers WHERE kind <> 'launcher'});
 $node->safe_psql('plain', q{

@@ -109,6 +109,8 @@ override_settings(void)
 		{"lock_timeout", "0"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"row_security", "off"},
+		/* REFRESH ... CONCURRENTLY of some versions cannot do with it. */
+		{"quote_all_identifiers", "off"},
 		/* What a crash takes back is delivered again, with all its effects. */
 		{"synchronous_commit", "off"},
 	};
