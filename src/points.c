@@ -319,10 +319,10 @@ shop_use_points(PG_FUNCTION_ARGS)
 
 	call.user_id = shop_arg_int64(fcinfo, 0, "user_id");
 	call.asked = shop_arg_int64(fcinfo, 1, "amount");
-	call.amount = -call.asked;
 	call.reason = shop_arg_reason(fcinfo, 2);
 	call.key = shop_arg_key(fcinfo, 3);
 	check_amount(call.asked);
+	call.amount = -call.asked;
 	shop_write_verb("use_points()");
 	return run_call(fcinfo, &call);
 }
