@@ -349,7 +349,7 @@ try_fault(name => $_->[0], at => $_->[1], want => 'delivered', tries => 1, taken
   [ 'an answer of 64 KiB', '/oversize?bytes=65536', 'oversize' ],
   [ 'headers of 50 KiB', '/oversize-headers?bytes=50000', 'oversize-headers' ],
   [ 'no keep-alive', '/no-keepalive' ], [ 'an answer of HTTP/1.0', '/http10' ], [ '100 Continue', '/continue' ],
-  [ 'no body', '/empty' ];
+  [ 'no body', '/empty' ], [ 'headers that begin with a folded line', '/folded?every=2' ];
 
 #
 # TLS

@@ -61,6 +61,7 @@
  *		/continue			100 Continue, then 200
  *		/empty				200 without a body, or status=204
  *		/http10				an answer of HTTP/1.0, which ends with the connection
+ *		/folded				headers that begin with a folded line
  *
  * Each may be limited: times=N to the first N requests of each webhook-id,
  * every=N to every Nth request, key=K to requests with an event of that
@@ -176,12 +177,13 @@ typedef enum FaultKind
 	FAULT_CONTINUE,
 	FAULT_EMPTY,
 	FAULT_HTTP10,
+	FAULT_FOLDED,
 	FAULT_UNKNOWN
 } FaultKind;
 
 static const char *const fault_names[] = {"ok", "status", "hang", "hang-connect", "slow", "delay", "reset-accept",
 	"reset-headers", "reset-body", "reset-answer", "close", "lost", "truncate", "chunked-truncate", "oversize",
-	"oversize-headers", "garbage", "redirect", "no-keepalive", "continue", "empty", "http10"};
+	"oversize-headers", "garbage", "redirect", "no-keepalive", "continue", "empty", "http10", "folded"};
 
 /* A path with its query, as a fault, and what it has met so far. */
 typedef struct Target
@@ -1166,6 +1168,7 @@ fault_outcome(const Target *fault, char *outcome, size_t size)
 		case FAULT_NO_KEEPALIVE:
 		case FAULT_CONTINUE:
 		case FAULT_HTTP10:
+		case FAULT_FOLDED:
 			snprintf(outcome, size, "200");
 			break;
 		case FAULT_STATUS:
@@ -1442,6 +1445,9 @@ answer_fault(Conn *conn, const Request *request, const Target *fault)
 		case FAULT_HTTP10:
 			buffer_print(&conn->out, "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nok");
 			conn->after = AFTER_FIN;
+			break;
+		case FAULT_FOLDED:
+			buffer_print(&conn->out, "HTTP/1.1 200 OK\r\n\tfolded: line\r\nX-Last: of the headers\r\nContent-Length: 2\r\n\r\nok");
 			break;
 		default:
 			break;

@@ -34,6 +34,14 @@
 #define MAX_REQUESTS 256
 #define MAX_RETRY_AFTER_S (24 * 60 * 60)
 
+/*
+ * Before 8.1.0, an answer whose headers begin with a folded line makes libcurl
+ * read the last header of the answer before, which it has freed, if the handle is the same:
+ * https://github.com/curl/curl/pull/11103.  There a handle serves one request.
+ * Connections stay: they are the multi handle's.
+ */
+#define GOOD_VERSION 0x080100
+
 /* An endpoint that is being sent to. */
 typedef struct Connection
 {
@@ -63,6 +71,7 @@ typedef struct Transfer
 
 static CURLM *multi;
 static TimestampTz timer_at = DT_NOEND;
+static bool handles_wear_out;
 
 static void
 out_of_memory(void)
@@ -145,6 +154,7 @@ start_curl(void)
 	curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, watch_socket);
 	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, set_timer);
 	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, 256L);
+	handles_wear_out = curl_version_info(CURLVERSION_NOW)->version_num < GOOD_VERSION;
 }
 
 /* ms until libcurl wants to be called, or -1. */
@@ -208,6 +218,40 @@ judge(Transfer *transfer, CURLcode result)
 }
 
 static void
+prepare_handle(Connection *connection, Transfer *transfer)
+{
+	CURL *handle = curl_easy_init();
+
+	if (handle == NULL)
+		out_of_memory();
+	transfer->connection = connection;
+	transfer->handle = handle;
+	curl_easy_setopt(handle, CURLOPT_URL, connection->url);
+	curl_easy_setopt(handle, CURLOPT_PRIVATE, transfer);
+	curl_easy_setopt(handle, CURLOPT_ERRORBUFFER, transfer->error);
+	curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
+#if LIBCURL_VERSION_NUM >= 0x075700
+	/* Or the end of a request would wait for a name server that does not answer. */
+	curl_easy_setopt(handle, CURLOPT_QUICK_EXIT, 1L);
+#endif
+	curl_easy_setopt(handle, CURLOPT_POST, 1L);
+	curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, 0L);
+	curl_easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
+	curl_easy_setopt(handle, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+	curl_easy_setopt(handle, CURLOPT_PROXY, "");
+	curl_easy_setopt(handle, CURLOPT_TIMEOUT_MS, connection->timeout_ms);
+	curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT_MS, Min(connection->timeout_ms, (long) MAX_CONNECT_MS));
+	curl_easy_setopt(handle, CURLOPT_TCP_NODELAY, 1L);
+	curl_easy_setopt(handle, CURLOPT_USERAGENT, "shop/" SHOP_VERSION);
+	curl_easy_setopt(handle, CURLOPT_WRITEFUNCTION, count_answer);
+	curl_easy_setopt(handle, CURLOPT_WRITEDATA, transfer);
+	/* One file of authorities, ours or the system's: libcurl keeps it parsed, and trusts no directory beside it. */
+	curl_easy_setopt(handle, CURLOPT_CAPATH, NULL);
+	if (connection->ca_file)
+		curl_easy_setopt(handle, CURLOPT_CAINFO, connection->ca_file);
+}
+
+static void
 clear(Transfer *transfer)
 {
 	transfer->busy = false;
@@ -226,7 +270,11 @@ finish(Transfer *transfer, CURLcode result)
 
 	block_signals();
 	curl_multi_remove_handle(multi, transfer->handle);
+	if (handles_wear_out)
+		curl_easy_cleanup(transfer->handle);
 	unblock_signals();
+	if (handles_wear_out)
+		prepare_handle(transfer->connection, transfer);
 	clear(transfer);
 	transfer->connection->answered(request, &answer);
 }
@@ -318,40 +366,6 @@ header_option(Jsonb *options)
 								   : psprintf("%s: %.*s", name, value.val.string.len, value.val.string.val)));
 	}
 	return headers;
-}
-
-static void
-prepare_handle(Connection *connection, Transfer *transfer)
-{
-	CURL *handle = curl_easy_init();
-
-	if (handle == NULL)
-		out_of_memory();
-	transfer->connection = connection;
-	transfer->handle = handle;
-	curl_easy_setopt(handle, CURLOPT_URL, connection->url);
-	curl_easy_setopt(handle, CURLOPT_PRIVATE, transfer);
-	curl_easy_setopt(handle, CURLOPT_ERRORBUFFER, transfer->error);
-	curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
-#if LIBCURL_VERSION_NUM >= 0x075700
-	/* Or the end of a request would wait for a name server that does not answer. */
-	curl_easy_setopt(handle, CURLOPT_QUICK_EXIT, 1L);
-#endif
-	curl_easy_setopt(handle, CURLOPT_POST, 1L);
-	curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, 0L);
-	curl_easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
-	curl_easy_setopt(handle, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
-	curl_easy_setopt(handle, CURLOPT_PROXY, "");
-	curl_easy_setopt(handle, CURLOPT_TIMEOUT_MS, connection->timeout_ms);
-	curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT_MS, Min(connection->timeout_ms, (long) MAX_CONNECT_MS));
-	curl_easy_setopt(handle, CURLOPT_TCP_NODELAY, 1L);
-	curl_easy_setopt(handle, CURLOPT_USERAGENT, "shop/" SHOP_VERSION);
-	curl_easy_setopt(handle, CURLOPT_WRITEFUNCTION, count_answer);
-	curl_easy_setopt(handle, CURLOPT_WRITEDATA, transfer);
-	/* One file of authorities, ours or the system's: libcurl keeps it parsed, and trusts no directory beside it. */
-	curl_easy_setopt(handle, CURLOPT_CAPATH, NULL);
-	if (connection->ca_file)
-		curl_easy_setopt(handle, CURLOPT_CAINFO, connection->ca_file);
 }
 
 static void *
