@@ -3,11 +3,11 @@ PG_CONFIG ?= pg_config
 
 # These targets set the machine up or bring their own server, so they must
 # work before PostgreSQL's development files are installed.
-SCRIPTS_TARGETS = setup check demo replay bench storm rush delivery format help
+SCRIPTS_TARGETS = setup check demo replay bench storm rush delivery fuzz coverage analyze ubsan valgrind asan soak format help
 
 ifneq (,$(filter $(SCRIPTS_TARGETS),$(MAKECMDGOALS)))
 
-export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS COUPONS USERS SUITES HISTORY WRITE RESULTS PARTS RATE EVENTS KEYS BATCH HOLD_MINUTES
+export PG_CONFIG DATA STREAMS STOCK POINTS CLIENTS SECONDS ROUNDS COUPONS USERS SUITES HISTORY WRITE RESULTS PARTS RATE EVENTS KEYS BATCH HOLD_MINUTES MINUTES SEED QUERIES
 
 .PHONY: $(SCRIPTS_TARGETS)
 
@@ -24,6 +24,11 @@ help:
 	@echo 'make storm [SECONDS=n] [CLIENTS=n]  everything at once, then verify()'
 	@echo 'make rush [CLIENTS=n] [COUPONS=n] [USERS=n]  a rush for coupons, checked, then measured'
 	@echo 'make delivery [PARTS=list] [EVENTS=n] [ROUNDS=n]  from commit to receiver: latency, backlogs, memory'
+	@echo 'make fuzz [MINUTES=n] [SEED=n] [QUERIES=n] [PARTS=list]  bad input of every kind'
+	@echo 'make coverage    which lines of src/ the tests run'
+	@echo 'make analyze     clang-tidy, cppcheck and gcc -fanalyzer'
+	@echo 'make ubsan, make valgrind, make asan  the tests with each of these'
+	@echo 'make soak [EVENTS=n]  memory, descriptors and threads over a million orders and events'
 	@echo 'make format      format the C sources with clang-format'
 
 setup:
@@ -49,6 +54,21 @@ rush:
 
 delivery:
 	@bench/delivery
+
+fuzz:
+	@fuzz/fuzz
+
+coverage:
+	@.ci/coverage
+
+analyze:
+	@.ci/analyze
+
+ubsan valgrind asan:
+	@.ci/sanitize $@
+
+soak:
+	@bench/soak
 
 format:
 	clang-format -i $$(git ls-files 'src/*.c' 'src/*.h')
