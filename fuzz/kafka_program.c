@@ -323,10 +323,13 @@ configure_well(void)
 	wakes[0] = 1000;
 }
 
+/* A string that now and then is not as long as it says. */
 static char *
 put_some(char *at, uint32_t n)
 {
-	memcpy(at, &n, sizeof(n));
+	uint32_t said = decide(64) == 1 ? decide(255) * 0x101 : n;
+
+	memcpy(at, &said, sizeof(said));
 	memset(at + sizeof(n), 'x', n);
 	return at + sizeof(n) + n;
 }
