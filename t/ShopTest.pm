@@ -13,7 +13,7 @@ use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(
   new_server open_shop order sqlstate_of
-  value within timed healthy workers_run worker_pid
+  value within timed healthy checksums sequences workers_run worker_pid
   open_session in_session end_session
   start_pgbench start_load stop_load load_ended
 );
@@ -123,6 +123,32 @@ sub healthy
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return is(value($node, $db, 'SELECT * FROM shop.verify() LIMIT 10'), '', $name);
+}
+
+# A checksum of the rows of every table of the shop.  The built-in subscriber
+# moves to a copy with its first event, so its row may differ.
+sub checksums
+{
+	my ($node, $db) = @_;
+	my $tables = value($node, $db,
+		q{SELECT string_agg(quote_ident(relname), ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = 'shop'::regnamespace AND relkind = 'r'});
+	my $sql = join ' UNION ALL ', map
+	{
+		my $filter = $_ eq 'endpoint' ? 'WHERE NOT builtin' : '';
+		"SELECT '$_', count(*), md5(string_agg(r, E'\n' ORDER BY r)) FROM (SELECT to_jsonb(t)::text COLLATE \"C\" AS r FROM shop.$_ t $filter) x"
+	} split / /, $tables;
+
+	return value($node, $db, $sql);
+}
+
+# The numbers of endpoints do not matter as long as they are ahead, which is
+# verify()'s business.
+sub sequences
+{
+	my ($node, $db) = @_;
+	return value($node, $db, q{
+		SELECT sequencename, last_value FROM pg_sequences
+		 WHERE schemaname = 'shop' AND sequencename <> 'endpoint_endpoint_id_seq' ORDER BY 1});
 }
 
 # A test that passes if relay and keeper of the database come up in time.
