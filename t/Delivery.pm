@@ -50,10 +50,13 @@ sub open_for_delivery
 # SQL
 #
 
-# A session that stays, which saves a process for each statement.
+# A session that stays, which saves a process for each statement; on another
+# server, if one is named.
 sub connect_to
 {
-	my ($db) = @_;
+	my ($db, $server) = @_;
+
+	$node = $server if $server;
 
 	# While the server starts, psql may end before it has read what it is told.
 	await(sub { my ($rc) = eval { $node->psql($db, 'SELECT 1') }; return defined $rc && $rc == 0; }) or BAIL_OUT('the server is gone');
