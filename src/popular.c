@@ -15,6 +15,7 @@
 #include "error.h"
 #include "outbox/outbox.h"
 #include "query.h"
+#include "tcop/utility.h"
 
 static ShopQuery fold = SHOP_QUERY(
 	"INSERT INTO shop.product_sales AS s (hour, product_id, quantity, revenue)"
@@ -40,6 +41,8 @@ static ShopQuery read_top = SHOP_QUERY(
 	"SELECT rank, product_id, name, quantity, revenue, refreshed_at FROM shop.popular_products"
 	" ORDER BY rank LIMIT $1",
 	INT4OID);
+
+static ProcessUtility_hook_type previous_utility_hook;
 
 SHOP_FUNCTION(shop_fold_sales);
 SHOP_FUNCTION(shop_refresh_popular_products);
@@ -100,4 +103,39 @@ shop_top_products(PG_FUNCTION_ARGS)
 		shop_reject("n", "must be between 1 and 1000");
 	(void) shop_return_set(fcinfo, &read_top, SHOP_VALUES(shop_int4(n)));
 	return (Datum) 0;
+}
+
+static bool
+refreshes_popular(Node *statement)
+{
+	RangeVar *view;
+
+	if (!IsA(statement, RefreshMatViewStmt))
+		return false;
+	view = ((RefreshMatViewStmt *) statement)->relation;
+	return view->schemaname && strcmp(view->schemaname, "shop") == 0 && strcmp(view->relname, "popular_products") == 0;
+}
+
+static void
+leave_out_refresh(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, ProcessUtilityContext context,
+	ParamListInfo params, QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (refreshes_popular(pstmt->utilityStmt))
+		return;
+	if (previous_utility_hook)
+		previous_utility_hook(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+}
+
+/*
+ * A restore ends with a refresh of the view, because it is registered to be
+ * dumped.  pg_upgrade does so too, although it takes the view's rows along as
+ * they are; there a refresh fails, for nothing new may be created.
+ */
+void
+shop_popular_upgrade_init(void)
+{
+	previous_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = leave_out_refresh;
 }

@@ -22,6 +22,7 @@
 #include "log.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "popular.h"
 #include "query.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -213,7 +214,9 @@ _PG_init(void)
 	shop_log_init();
 
 	/* pg_upgrade starts servers in which nothing may write. */
-	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
+	if (IsBinaryUpgrade)
+		shop_popular_upgrade_init();
+	else if (process_shared_preload_libraries_in_progress)
 		shop_worker_init();
 }
 
