@@ -1,6 +1,9 @@
 # shop: make help lists the targets.
 PG_CONFIG ?= pg_config
 
+# The one place that says it.
+SHOP_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" shop.control)
+
 # These targets set the machine up or bring their own server, so they must
 # work before PostgreSQL's development files are installed.
 SCRIPTS_TARGETS = setup check demo replay bench storm rush delivery fuzz coverage analyze ubsan valgrind asan soak format help
@@ -77,13 +80,13 @@ else
 
 EXTENSION   = shop
 MODULE_big  = shop
-DATA        = shop--1.0.sql
+DATA        = $(sort $(wildcard shop--*.sql))
 OBJS        = $(patsubst %.c,%.o,$(sort $(filter-out src/kafka/%,$(wildcard src/*.c src/*/*.c))))
 REGRESS     = $(sort $(patsubst sql/%.sql,%,$(wildcard sql/*.sql)))
 ISOLATION   = $(sort $(patsubst specs/%.spec,%,$(wildcard specs/*.spec)))
 REGRESS_OPTS   = --inputdir=. --encoding=UTF8 --no-locale --load-extension=shop
 ISOLATION_OPTS = --inputdir=. --encoding=UTF8 --no-locale --load-extension=shop
-PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server)
+PG_CPPFLAGS = -I$(srcdir)/src -DSHOP_VERSION='"$(SHOP_VERSION)"' -isystem $(shell $(PG_CONFIG) --includedir-server)
 PG_CFLAGS   = -std=gnu99 -fvisibility=hidden -Wall -Wextra $(EXTRA_CFLAGS)
 ifdef WITHOUT_CURL
 PG_CPPFLAGS += -DSHOP_WITHOUT_CURL
@@ -106,6 +109,8 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 $(OBJS): $(wildcard src/*.h src/*/*.h)
+
+src/version.o src/sink/http.o: shop.control
 
 ifdef KAFKA_PROGRAM
 all: $(KAFKA_PROGRAM)

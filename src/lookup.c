@@ -27,6 +27,7 @@
 #include "utils/lsyscache.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
+#include "version.h"
 
 static AttrNumber
 find_column(Relation table, const char *name)
@@ -107,6 +108,7 @@ shop_table_open(ShopTable *table, LOCKMODE lock)
 	Relation relation;
 
 	watch_changes();
+	shop_check_version(table->found_at != changes);
 	relation = table_open(table->found_at == changes ? table->oid : shop_table_oid(table->name), lock);
 	/* Taking the lock may have brought news. */
 	if (table->found_at != changes)

@@ -21,6 +21,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "version.h"
 
 ShopValue
 shop_int8(int64 value)
@@ -171,6 +172,7 @@ run(ShopQuery *query, const ShopValue *values, DestReceiver *dest, bool read_onl
 	int nest_level = 0;
 	int rc;
 
+	shop_check_version(!planned);
 	if (query->plan == NULL)
 		prepare(query);
 	if (!planned)

@@ -35,7 +35,6 @@ PG_MODULE_MAGIC;
 
 PGDLLEXPORT void _PG_init(void);
 
-SHOP_FUNCTION(shop_version);
 SHOP_FUNCTION(shop_clock);
 SHOP_FUNCTION(shop_guard_drop);
 
@@ -218,13 +217,6 @@ _PG_init(void)
 		shop_popular_upgrade_init();
 	else if (process_shared_preload_libraries_in_progress)
 		shop_worker_init();
-}
-
-Datum
-shop_version(PG_FUNCTION_ARGS)
-{
-	(void) fcinfo;
-	PG_RETURN_TEXT_P(cstring_to_text(SHOP_VERSION));
 }
 
 /* The time every rule of the shop goes by. */

@@ -14,8 +14,6 @@
 
 #include "compat.h"
 
-#define SHOP_VERSION "1.0"
-
 /* The largest price, stock or balance; exact in a JSON number. */
 #define SHOP_MAX_AMOUNT INT64CONST(1000000000000000)
 
