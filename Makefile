@@ -6,7 +6,7 @@ SHOP_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" shop.control
 
 # These targets set the machine up or bring their own server, so they must
 # work before PostgreSQL's development files are installed.
-SCRIPTS_TARGETS = setup check demo replay bench storm rush delivery fuzz coverage analyze ubsan valgrind asan soak format help
+SCRIPTS_TARGETS = setup check demo replay bench storm rush delivery fuzz coverage analyze ubsan valgrind asan soak format deb dist help
 
 ifneq (,$(filter $(SCRIPTS_TARGETS),$(MAKECMDGOALS)))
 
@@ -32,6 +32,8 @@ help:
 	@echo 'make analyze     clang-tidy, cppcheck and gcc -fanalyzer'
 	@echo 'make ubsan, make valgrind, make asan  the tests with each of these'
 	@echo 'make soak [EVENTS=n]  memory, descriptors and threads over a million orders and events'
+	@echo 'make deb         build the Debian package, for the PostgreSQL of the release; it is in ..'
+	@echo 'make dist        pack what is committed into shop-$(SHOP_VERSION).zip, for PGXN'
 	@echo 'make format      format the C sources with clang-format'
 
 setup:
@@ -72,6 +74,15 @@ ubsan valgrind asan:
 
 soak:
 	@bench/soak
+
+# debian/control is made anew for the majors of the release.
+deb:
+	@.ci/setup deb
+	pg_buildext updatecontrol
+	dpkg-buildpackage -b -us -uc -tc
+
+dist:
+	git archive --format=zip --prefix=shop-$(SHOP_VERSION)/ -o shop-$(SHOP_VERSION).zip HEAD
 
 format:
 	clang-format -i $$(git ls-files 'src/*.c' 'src/*.h')

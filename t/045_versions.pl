@@ -16,30 +16,23 @@ use Test::More;
 use constant PATIENCE => 180;
 
 my $source = abs_path("$FindBin::RealBin/..");
-my %pg;
-chomp($pg{$_} = `"$ENV{PG_CONFIG}" --$_`) for qw(bindir sharedir pkglibdir pgxs);
+chomp(my $pgxs = `"$ENV{PG_CONFIG}" --pgxs`);
 
 plan skip_all => 'needs the sources' if !-e "$source/Makefile" || !-e "$source/shop.control";
 plan skip_all => 'needs a compiler and the headers of PostgreSQL'
-  if !-e $pg{pgxs} || system('command -v "${CC:-cc}" >/dev/null 2>&1') != 0;
-plan skip_all => 'the programs of PostgreSQL are not in a directory bin' if $pg{bindir} !~ m{/bin$};
+  if !-e $pgxs || system('command -v "${CC:-cc}" >/dev/null 2>&1') != 0;
 
 my ($version) = slurp_file("$source/shop.control") =~ /^default_version = '(.*)'$/m;
 my $item = q{'[{"product_id": 1, "quantity": 1}]'};
 
 #
-# Two libraries, and an installation, which finds its files from where its programs are
+# An installation, and two libraries for it
 #
 
 my $tmp = PostgreSQL::Test::Utils::tempdir();
-my $root = "$tmp/root";
-for my $dir (@pg{qw(bindir sharedir pkglibdir)})
-{
-	system_or_bail('mkdir', '-p', "$root$dir");
-	system_or_bail('cp', '-RL', "$dir/.", "$root$dir");
-}
-my $extensions = "$root$pg{sharedir}/extension";
-my $library = "$root$pg{pkglibdir}/shop.so";
+my %own = own_installation("$tmp/root");
+my $extensions = "$own{sharedir}/extension";
+my $library = "$own{pkglibdir}/shop.so";
 
 system_or_bail('sh', '-c',
 	"mkdir '$tmp/tree' && tar -C '$source' -cf - Makefile shop.control shop--*.sql src sql specs shop.so 2>/dev/null | tar -C '$tmp/tree' -xf -");
@@ -88,7 +81,7 @@ write_file("$extensions/shop--1000.sql", slurp_file("$source/shop--$version.sql"
 # One that does not look which library is there.
 write_file("$extensions/shop--$version--careless.sql", "ALTER FUNCTION shop.version() COST 1;\n");
 
-my $node = PostgreSQL::Test::Cluster->new('versions', install_path => "$root$pg{bindir}" =~ s{/bin$}{}r);
+my $node = PostgreSQL::Test::Cluster->new('versions', install_path => $own{install_path});
 $node->init;
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'shop'\nmax_worker_processes = 32\n");
 

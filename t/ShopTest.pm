@@ -15,6 +15,7 @@ our @EXPORT = qw(
   new_server open_shop order sqlstate_of
   value within timed healthy checksums sequences workers_run worker_pid
   open_session in_session end_session
+  own_installation
   start_pgbench start_load stop_load load_ended
 );
 
@@ -167,6 +168,26 @@ sub worker_pid
 {
 	my ($node, $db, $kind) = @_;
 	return value($node, $db, "SELECT pid FROM shop.workers WHERE kind = '$kind'");
+}
+
+# A copy of the installation of PostgreSQL below a directory; it finds its files
+# from where its programs are.  Returns its directories, and what a
+# PostgreSQL::Test::Cluster wants as install_path.
+sub own_installation
+{
+	my ($root) = @_;
+	my %own;
+
+	for my $name (qw(bindir sharedir pkglibdir))
+	{
+		chomp(my $dir = `"$ENV{PG_CONFIG}" --$name`);
+		$own{$name} = "$root$dir";
+		PostgreSQL::Test::Utils::system_or_bail('mkdir', '-p', $own{$name});
+		PostgreSQL::Test::Utils::system_or_bail('cp', '-RL', "$dir/.", $own{$name});
+	}
+	plan skip_all => 'the programs of PostgreSQL are not in a directory bin' if $own{bindir} !~ m{^(.*)/bin$};
+	$own{install_path} = $1;
+	return %own;
 }
 
 # A psql that stays connected.
