@@ -92,4 +92,32 @@
 #define SHOP_MY_PROC_NUMBER() (MyProc->pgprocno)
 #endif
 
+/* A function that does not return; this comes first in its declaration. */
+#if PG_VERSION_NUM >= 180000
+#define SHOP_NORETURN pg_noreturn
+#else
+#define SHOP_NORETURN pg_attribute_noreturn()
+#endif
+
+/* Is this process a background worker? */
+#if PG_VERSION_NUM >= 170000
+#define SHOP_IS_BACKGROUND_WORKER() AmBackgroundWorkerProcess()
+#else
+#define SHOP_IS_BACKGROUND_WORKER() (IsBackgroundWorker)
+#endif
+
+/* A primary key may be deferrable; ours are not. */
+#if PG_VERSION_NUM >= 180000
+#define SHOP_PRIMARY_KEY_INDEX(table) RelationGetPrimaryKeyIndex((table), false)
+#else
+#define SHOP_PRIMARY_KEY_INDEX(table) RelationGetPrimaryKeyIndex(table)
+#endif
+
+/* What base64 is made of. */
+#if PG_VERSION_NUM >= 180000
+typedef uint8 ShopByte;
+#else
+typedef char ShopByte;
+#endif
+
 #endif /* SHOP_COMPAT_H */

@@ -50,14 +50,13 @@ typedef struct ShopRefusal
 #define SHOP_IS_REFUSAL(sqlstate) (ERRCODE_TO_CATEGORY(sqlstate) == MAKE_SQLSTATE('S', 'H', '0', '0', '0'))
 
 extern ShopRefusal shop_refusal(ShopCondition condition, const char *detail, ...) pg_attribute_printf(2, 3);
-extern void shop_raise(ShopRefusal refusal) pg_attribute_noreturn();
+SHOP_NORETURN extern void shop_raise(ShopRefusal refusal);
 #define shop_refuse(condition, ...) shop_raise(shop_refusal((condition), __VA_ARGS__))
 extern ShopRefusal shop_refusal_of(ErrorData *error);
 extern Datum shop_form_refused(FunctionCallInfo fcinfo, ShopRefusal refusal);
 
-extern void shop_reject(const char *argument, const char *message, ...) pg_attribute_printf(2, 3)
-	pg_attribute_noreturn();
-extern void shop_reject_item(int position, const char *message, ...) pg_attribute_printf(2, 3) pg_attribute_noreturn();
+SHOP_NORETURN extern void shop_reject(const char *argument, const char *message, ...) pg_attribute_printf(2, 3);
+SHOP_NORETURN extern void shop_reject_item(int position, const char *message, ...) pg_attribute_printf(2, 3);
 extern char *shop_json_string(const char *text);
 extern char *shop_json_time(TimestampTz time);
 

@@ -17,6 +17,6 @@ extern void shop_same_int64_or_null(
 	const char *key, const char *argument, int64 first, bool first_isnull, int64 now, bool now_isnull);
 extern void shop_same_text(const char *key, const char *argument, const char *first, const char *now);
 extern ShopRefusal shop_key_refusal(const char *key, const char *argument);
-extern void shop_key_reused(const char *key, const char *argument) pg_attribute_noreturn();
+SHOP_NORETURN extern void shop_key_reused(const char *key, const char *argument);
 
 #endif /* SHOP_IDEMPOTENCY_H */

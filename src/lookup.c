@@ -91,7 +91,7 @@ find_parts(Relation relation, ShopTable *table)
 
 	if (table->keys[0])
 	{
-		table->index_oid = table->index ? shop_table_oid(table->index) : RelationGetPrimaryKeyIndex(relation);
+		table->index_oid = table->index ? shop_table_oid(table->index) : SHOP_PRIMARY_KEY_INDEX(relation);
 		check_index(relation, table);
 	}
 	for (; n < SHOP_TABLE_MAX_COLUMNS && table->columns[n]; n++)

@@ -49,7 +49,7 @@ static bool
 may_go_on(const ShopOutlet *outlet, int calls, TimestampTz started_at)
 {
 	return calls < MAX_CALLS && outlet->failures < SHOP_BREAKER_FAILURES &&
-		   !(IsBackgroundWorker && TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), BUDGET_MS));
+		   !(SHOP_IS_BACKGROUND_WORKER() && TimestampDifferenceExceeds(started_at, GetCurrentTimestamp(), BUDGET_MS));
 }
 
 /*

@@ -159,7 +159,7 @@ call_target(const ShopEndpoint *endpoint, const ShopMessage *messages, int n)
 static bool
 is_for_the_caller(int sqlstate)
 {
-	if (IsBackgroundWorker)
+	if (SHOP_IS_BACKGROUND_WORKER())
 		return false;
 	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_OPERATOR_INTERVENTION ||
 		   (IsolationUsesXactSnapshot() &&
@@ -170,14 +170,14 @@ is_for_the_caller(int sqlstate)
 static void
 start_timeout(const ShopEndpoint *endpoint)
 {
-	if (IsBackgroundWorker)
+	if (SHOP_IS_BACKGROUND_WORKER())
 		enable_timeout_after(STATEMENT_TIMEOUT, endpoint->timeout_ms);
 }
 
 static void
 stop_timeout(void)
 {
-	if (IsBackgroundWorker)
+	if (SHOP_IS_BACKGROUND_WORKER())
 		disable_timeout(STATEMENT_TIMEOUT, false);
 }
 

@@ -33,7 +33,7 @@ static bool
 decode_secret(const char *text, int length, Secret *secret)
 {
 	int prefix = strlen(SECRET_PREFIX);
-	char *decoded;
+	ShopByte *decoded;
 	int n;
 
 	if (length <= prefix || strncmp(text, SECRET_PREFIX, prefix) != 0)
@@ -90,7 +90,7 @@ append_signature(StringInfo result, const Secret *secret, const char *signed_con
 		pg_hmac_final(context, digest, sizeof(digest)) < 0)
 		elog(ERROR, "could not sign a webhook: %s", context ? pg_hmac_error(context) : "out of memory");
 	pg_hmac_free(context);
-	n = pg_b64_encode((const char *) digest, sizeof(digest), encoded, sizeof(encoded) - 1);
+	n = pg_b64_encode((const ShopByte *) digest, sizeof(digest), encoded, sizeof(encoded) - 1);
 	appendStringInfo(result, "%sv1,%.*s", result->len > 0 ? " " : "", n, encoded);
 }
 
