@@ -120,4 +120,11 @@ typedef uint8 ShopByte;
 typedef char ShopByte;
 #endif
 
+/* What a setting's check hook hands over is freed by PostgreSQL, since 16 with pfree(). */
+#if PG_VERSION_NUM >= 160000
+#define SHOP_SETTING_ALLOC(size) guc_malloc(LOG, (size))
+#else
+#define SHOP_SETTING_ALLOC(size) malloc(size)
+#endif
+
 #endif /* SHOP_COMPAT_H */

@@ -121,7 +121,7 @@ check_test_clock(char **value, void **extra, GucSource source)
 		GUC_check_errdetail("shop.test_clock is a timestamp of the years 1 to 9999, or empty for the real time.");
 		return false;
 	}
-	parsed = malloc(sizeof(TimestampTz));
+	parsed = SHOP_SETTING_ALLOC(sizeof(TimestampTz));
 	if (parsed == NULL)
 		return false;
 	*parsed = clock;
