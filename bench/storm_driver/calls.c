@@ -143,7 +143,7 @@ some_user(Random *random)
 {
 	int64_t crowd = between(random, 1, 10);
 
-	return between(random, 1, crowd <= 2 ? 5 : crowd <= 5 ? 40 : N_USERS);
+	return between(random, 1, crowd <= 1 ? 5 : crowd <= 4 ? 40 : N_USERS);
 }
 
 /* Products 1 to 3 are scarce, and sought after. */
@@ -527,7 +527,11 @@ add_operation(Caller *caller, Work *work)
 		set(call, "event_id", "00000000-0000-4000-8000-000000000000");
 	}
 	else if (dice <= 15)
-		set(add_call(work, DELIVER_EVENTS), "max_events", "100");
+	{
+		call = add_call(work, DELIVER_EVENTS);
+		set(call, "endpoint", one_in(random, 2) ? "platform" : "ledger");
+		set(call, "max_events", "100");
+	}
 	else if (dice <= 16)
 		add_call(work, RUN_MAINTENANCE);
 	else if (dice <= 17)
@@ -535,12 +539,12 @@ add_operation(Caller *caller, Work *work)
 	else if (dice <= 18)
 	{
 		call = add_call(work, CREATE_ENDPOINT);
-		set(call, "name", "passing %d", caller->number);
+		set(call, "name", "passing %d", caller->number % 2);
 		set(call, "url", "function:storm.ignore");
 		set(call, "types", "{order.*}");
 	}
 	else if (dice <= 19)
-		set(add_call(work, DROP_ENDPOINT), "name", "passing %d", caller->number);
+		set(add_call(work, DROP_ENDPOINT), "name", "passing %d", caller->number % 2);
 	else if (caller->number == 0)
 	{
 		call = add_call(work, GRANT_ACCESS);

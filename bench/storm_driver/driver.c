@@ -45,7 +45,7 @@
 #define MAX_SESSIONS 256
 #define N_VERBS 64
 #define CONNECT_MS 20000
-#define PAUSE_MS 50
+#define PAUSE_MS 200
 #define HANG_MS 180000
 #define MAX_ATTEMPTS 100
 
@@ -744,15 +744,16 @@ end_storm(int signal)
 	ending = 1;
 }
 
-/* Half of the sessions are at READ COMMITTED. */
+/* Three of four sessions are at READ COMMITTED, as those at the other levels mostly fail where many meet. */
 static void
 open_sessions(uint64_t seed)
 {
-	static const char *const isolations[] = {"committed", "repeatable", "committed", "serializable"};
+	static const char *const isolations[] = {"committed", "committed", "repeatable", "committed", "committed",
+		"committed", "serializable", "committed"};
 
 	for (int i = 0; i < n_sessions; i++)
 	{
-		sessions[i].isolation = isolations[i % 4];
+		sessions[i].isolation = isolations[i % 8];
 		sessions[i].caller.number = i;
 		sessions[i].caller.random.state = seed * 1000003 + i;
 	}
