@@ -442,6 +442,19 @@ SELECT endpoint, state, retrying, dead, oldest_age, delivered_total, last_delive
 SELECT shop.deliver_events();
 SELECT endpoint, state, retrying, dead, oldest_age, delivered_total, last_delivered_at, last_error FROM shop.outbox_metrics();
 SELECT count(*) FROM shop.verify();
+--
+-- A backlog of other types is passed over in a few steps, however few events are asked for
+--
+SELECT name FROM shop.create_endpoint('rare', 'function:public.take', '{test.rare}');
+SELECT count(public.emit('k', i)) FROM generate_series(1, 3000) i;
+SELECT count(public.emit('k', i, 'test.rare')) FROM generate_series(1, 3) i;
+BEGIN;
+SELECT shop.deliver_events('rare', 2);
+SELECT pg_stat_get_xact_tuples_updated('shop.endpoint'::regclass) < 20 AS in_few_steps;
+COMMIT;
+SELECT shop.deliver_events('rare', 2);
+SELECT shop.deliver_events('rare', 2);
+SELECT count(*) FROM shop.verify();
 \set ECHO none
 DROP TABLE public.got, public.broken, public.ids;
 DROP VIEW public.waiting;

@@ -15,6 +15,9 @@
 /* Subtransactions of one transaction; above 64, every snapshot gets slower. */
 #define MAX_CALLS 32
 
+/* What is loaded at once by a session, however few are to be delivered: most may be of other types. */
+#define BATCH_SIZE 1000
+
 /* A worker calls an endpoint no more for a while once this is used up: others wait. */
 #define BUDGET_MS 1000
 
@@ -53,12 +56,13 @@ may_go_on(const ShopOutlet *outlet, int calls, TimestampTz started_at)
 }
 
 /*
- * Delivers what is untried, all at once if it can be, and where that fails in
- * ever smaller parts until the events that fail stand alone.  A call that
- * timed out breaks the circuit at once: next comes a single event.
+ * Delivers what is untried, but no more than `most`, all at once if it can be,
+ * and where that fails in ever smaller parts until the events that fail stand
+ * alone.  A call that timed out breaks the circuit at once: next comes a single
+ * event.
  */
 static void
-deliver(ShopOutlet *outlet, ShopBatch *batch)
+deliver(ShopOutlet *outlet, ShopBatch *batch, int most)
 {
 	TimestampTz started_at = GetCurrentTimestamp();
 	const ShopSink *sink = shop_sink_of(outlet->pub.url);
@@ -70,7 +74,7 @@ deliver(ShopOutlet *outlet, ShopBatch *batch)
 
 	do
 	{
-		int n = collect(batch, from, size, chosen, messages);
+		int n = collect(batch, from, Min(size, most), chosen, messages);
 		bool timed_out = false;
 		char *error;
 
@@ -85,6 +89,7 @@ deliver(ShopOutlet *outlet, ShopBatch *batch)
 		if (error == NULL || n == 1)
 		{
 			from = chosen[n - 1] + 1;
+			most -= n;
 			size = error == NULL ? size : batch->n;
 		}
 		else
@@ -108,12 +113,13 @@ has_untried(const ShopBatch *batch)
 }
 
 /*
- * Delivers one batch to one endpoint in this transaction.  Without `wait`,
- * an endpoint somebody else is delivering to is left alone.  `place` is where
- * the endpoint's row is, as far as the caller knows.
+ * Delivers one batch of `limit` events to one endpoint in this transaction, but
+ * no more than `most` of them.  Without `wait`, an endpoint somebody else is
+ * delivering to is left alone.  `place` is where the endpoint's row is, as far
+ * as the caller knows.
  */
 ShopDelivered
-shop_deliver_batch(int64 endpoint_id, int limit, bool wait, ItemPointer place)
+shop_deliver_batch(int64 endpoint_id, int limit, int most, bool wait, ItemPointer place)
 {
 	ShopDelivered result = {.next_at = DT_NOEND};
 	TimestampTz now = shop_now();
@@ -129,7 +135,7 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait, ItemPointer place)
 	}
 
 	shop_batch_load(&outlet, &batch, limit, false, now);
-	deliver(&outlet, &batch);
+	deliver(&outlet, &batch, most);
 	if (batch.n > 0 || outlet.closable)
 		result.delivered = shop_batch_record(&outlet, &batch, false, now);
 	*place = outlet.place;
@@ -142,13 +148,13 @@ shop_deliver_batch(int64 endpoint_id, int limit, bool wait, ItemPointer place)
 
 /* Delivers a batch in an SPI level of its own, which frees all that it used. */
 static ShopDelivered
-deliver_batch_here(int64 endpoint_id, int limit)
+deliver_batch_here(int64 endpoint_id, int most)
 {
 	ShopDelivered result;
 
 	CHECK_FOR_INTERRUPTS();
 	SPI_connect();
-	result = shop_deliver_batch(endpoint_id, limit, true, &(ItemPointerData){0});
+	result = shop_deliver_batch(endpoint_id, BATCH_SIZE, most, true, &(ItemPointerData){0});
 	SPI_finish();
 	return result;
 }
@@ -185,11 +191,11 @@ deliver_all(const char *name, int64 max_events)
 
 		do
 		{
-			int64 limit = builtin[i] ? 1000 : Min(max_events - delivered, 1000);
+			int64 most = builtin[i] ? BATCH_SIZE : max_events - delivered;
 
-			if (limit <= 0)
+			if (most <= 0)
 				break;
-			batch = deliver_batch_here(ids[i], (int) limit);
+			batch = deliver_batch_here(ids[i], (int) most);
 			if (!builtin[i])
 				delivered += batch.delivered;
 		} while (batch.more);
@@ -206,7 +212,7 @@ shop_deliver_builtin(void)
 	shop_endpoint_ensure_builtin();
 	shop_query(&find_builtin, NULL);
 	endpoint_id = shop_fetch_int8(0, 1);
-	while (deliver_batch_here(endpoint_id, 1000).more)
+	while (deliver_batch_here(endpoint_id, BATCH_SIZE).more)
 		;
 }
 

@@ -27,7 +27,7 @@ typedef struct ShopDelivered
 	TimestampTz next_at; /* when the next retry is due, or DT_NOEND */
 } ShopDelivered;
 
-extern ShopDelivered shop_deliver_batch(int64 endpoint_id, int limit, bool wait, ItemPointer place);
+extern ShopDelivered shop_deliver_batch(int64 endpoint_id, int limit, int most, bool wait, ItemPointer place);
 extern void shop_deliver_builtin(void);
 
 /* retention.c */

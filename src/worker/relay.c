@@ -124,7 +124,7 @@ call_function(Outgoing *out)
 	ShopDelivered batch;
 
 	shop_process_begin("delivering events");
-	batch = shop_deliver_batch(out->endpoint_id, BATCH, false, &out->place);
+	batch = shop_deliver_batch(out->endpoint_id, BATCH, BATCH, false, &out->place);
 	/* A function may leave session locks behind, or have given up ours. */
 	LockReleaseSession(USER_LOCKMETHOD);
 	lock_relay();
