@@ -21,7 +21,8 @@
  * A call is answered when the server is ready for the next one: before that the
  * commit may still fail.
  *
- * SIGTERM ends the storm: works under way are followed to their ends.  It
+ * SIGTERM ends the storm: works under way are followed to their ends; the end of
+ * its parent ends it at once.  It
  * writes to DIRECTORY what history.c says, and
  *
  *		rates	for each second: time, calls verified, works without an answer,
@@ -39,6 +40,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -804,6 +806,7 @@ main(int argc, char **argv)
 	if (n_sessions < 1 || n_sessions > MAX_SESSIONS)
 		quit("1 to %d sessions", MAX_SESSIONS);
 	conninfo = argv[4];
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGTERM, end_storm);
 	signal(SIGPIPE, SIG_IGN);
 	history_open(argv[1]);
