@@ -471,17 +471,22 @@ add_catalog(Caller *caller, Work *work)
 	}
 }
 
+/* An urgent event has a key to itself, as it takes along what is ahead of it in its key. */
 static void
 add_event(Caller *caller, Work *work)
 {
 	Random *random = &caller->random;
 	Call *call = add_call(work, EMIT_EVENT);
+	bool urgent = one_in(random, 5);
 
 	set(call, "type", "storm.told");
 	set(call, "aggregatetype", "storm");
-	set_number(call, "aggregateid", between(random, 1, 10));
+	if (urgent)
+		set(call, "aggregateid", "urgent %d %lld", caller->number, (long long) caller->n_works);
+	else
+		set_number(call, "aggregateid", between(random, 1, 200));
 	set(call, "payload", "{\"session\": %d, \"work\": %lld}", caller->number, (long long) caller->n_works);
-	set_number(call, "priority", one_in(random, 5) ? 9 : 0);
+	set_number(call, "priority", urgent ? 9 : 0);
 }
 
 /* An event that comes straight to the embedded platform. */
