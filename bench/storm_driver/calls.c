@@ -513,7 +513,14 @@ add_operation(Caller *caller, Work *work)
 	Call *call;
 
 	work->user = 0;
-	if (dice <= 2)
+	/* By one session only: two at once meet in the catalogs. */
+	if (caller->number == 0 && one_in(random, 2))
+	{
+		call = add_call(work, GRANT_ACCESS);
+		set(call, "role", "storm_reader");
+		set(call, "access", "read");
+	}
+	else if (dice <= 2)
 		set(add_call(work, PAUSE_ENDPOINT), "name", "%s", name);
 	else if (dice <= 8)
 		set(add_call(work, RESUME_ENDPOINT), "name", "%s", name);
@@ -548,16 +555,8 @@ add_operation(Caller *caller, Work *work)
 		set(call, "url", "function:storm.ignore");
 		set(call, "types", "{order.*}");
 	}
-	else if (dice <= 19)
-		set(add_call(work, DROP_ENDPOINT), "name", "passing %d", caller->number % 2);
-	else if (caller->number == 0)
-	{
-		call = add_call(work, GRANT_ACCESS);
-		set(call, "role", "storm_reader");
-		set(call, "access", "read");
-	}
 	else
-		add_call(work, OUTBOX_METRICS);
+		set(add_call(work, DROP_ENDPOINT), "name", "passing %d", caller->number % 2);
 }
 
 static void
