@@ -215,8 +215,7 @@ argument_of(const Call *call, const char *name)
 	return i < 0 ? NULL : call->value[i];
 }
 
-static void __attribute__((format(printf, 3, 4)))
-set(Call *call, const char *name, const char *format, ...)
+static void __attribute__((format(printf, 3, 4))) set(Call *call, const char *name, const char *format, ...)
 {
 	int i = argument_index(call, name);
 	va_list arguments;
@@ -393,7 +392,9 @@ add_issue(Caller *caller, Work *work)
 	int64_t dice = between(random, 1, 20);
 
 	set_number(call, "campaign_id",
-		dice <= 12 ? newest_campaign - between(random, 0, 1) : dice == 20 ? 999999 : between(random, 1, 8));
+		dice <= 12	 ? newest_campaign - between(random, 0, 1)
+		: dice == 20 ? 999999
+					 : between(random, 1, 8));
 	set_number(call, "user_id", work->user);
 	set_key(caller, work, call);
 }
@@ -528,7 +529,8 @@ add_operation(Caller *caller, Work *work)
 	{
 		call = add_call(work, SET_ENDPOINT_SECRET);
 		set(call, "name", "web");
-		set(call, "secret", one_in(random, 2) ? "whsec_c3Rvcm1zdG9ybXN0b3Jtc3Rvcm1zdG9x" : "whsec_c3Rvcm1zdG9ybXN0b3Jtc3Rvcm1zdG9y");
+		set(call, "secret",
+			one_in(random, 2) ? "whsec_c3Rvcm1zdG9ybXN0b3Jtc3Rvcm1zdG9x" : "whsec_c3Rvcm1zdG9ybXN0b3Jtc3Rvcm1zdG9y");
 	}
 	else if (dice <= 12)
 		set(add_call(work, REDRIVE_ALL), "endpoint", "brittle");
@@ -585,7 +587,8 @@ add_read(Caller *caller, Work *work)
 static void
 add_order_call(Caller *caller, Work *work)
 {
-	static void (*const add[])(Caller *, Work *) = {add_place, add_place, add_reserve, add_pay, add_release, add_cancel};
+	static void (*const add[])(Caller *, Work *) = {
+		add_place, add_place, add_reserve, add_pay, add_release, add_cancel};
 
 	add[between(&caller->random, 0, 5)](caller, work);
 }

@@ -129,10 +129,11 @@ connect_session(Session *session)
 {
 	char info[2048];
 
-	snprintf(info, sizeof(info), "%s application_name='storm %s' options='-c default_transaction_isolation=%s'", conninfo,
-		session->isolation, strcmp(session->isolation, "serializable") == 0	 ? "serializable"
-							: strcmp(session->isolation, "committed") == 0 ? "read\\\\ committed"
-																		   : "repeatable\\\\ read");
+	snprintf(info, sizeof(info), "%s application_name='storm %s' options='-c default_transaction_isolation=%s'",
+		conninfo, session->isolation,
+		strcmp(session->isolation, "serializable") == 0 ? "serializable"
+		: strcmp(session->isolation, "committed") == 0	? "read\\\\ committed"
+														: "repeatable\\\\ read");
 	session->conn = PQconnectStart(info);
 	if (session->conn == NULL || PQstatus(session->conn) == CONNECTION_BAD)
 	{
@@ -157,8 +158,8 @@ go_on_connecting(Session *session)
  * Answers
  */
 
-static const char *const field_names[] = {"order_id", "user_id", "total", "balance", "amount", "entry_id", "coupon_id",
-	"campaign_id", "refund_id"};
+static const char *const field_names[] = {
+	"order_id", "user_id", "total", "balance", "amount", "entry_id", "coupon_id", "campaign_id", "refund_id"};
 
 static const char *
 condition_of(const char *sqlstate)
@@ -406,8 +407,8 @@ send_call(Session *session, Call *call)
 		return PQsendPrepare(session->conn, call->verb->name, statement_of(call->verb), 0, NULL);
 	}
 	become(session, RUNNING);
-	return PQsendQueryPrepared(session->conn, call->verb->name, count_arguments(call->verb),
-		(const char *const *) call->value, NULL, NULL, 0);
+	return PQsendQueryPrepared(
+		session->conn, call->verb->name, count_arguments(call->verb), (const char *const *) call->value, NULL, NULL, 0);
 }
 
 static void
@@ -750,8 +751,8 @@ end_storm(int signal)
 static void
 open_sessions(uint64_t seed)
 {
-	static const char *const isolations[] = {"committed", "committed", "repeatable", "committed", "committed",
-		"committed", "serializable", "committed"};
+	static const char *const isolations[] = {
+		"committed", "committed", "repeatable", "committed", "committed", "committed", "serializable", "committed"};
 
 	for (int i = 0; i < n_sessions; i++)
 	{

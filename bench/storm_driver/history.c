@@ -116,8 +116,8 @@ add_value(Buffer *buffer, const char *value)
 {
 	if (value == NULL)
 		buffer_add(buffer, "null");
-	else if (*value == '[' || strncmp(value, "{\"", 2) == 0 || strcmp(value, "true") == 0 || strcmp(value, "false") == 0 ||
-			 is_number(value))
+	else if (*value == '[' || strncmp(value, "{\"", 2) == 0 || strcmp(value, "true") == 0 ||
+			 strcmp(value, "false") == 0 || is_number(value))
 		buffer_add(buffer, "%s", value);
 	else
 		buffer_add_json(buffer, value);

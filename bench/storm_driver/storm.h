@@ -77,15 +77,15 @@ typedef struct Work
 	int n_steps;
 	Call call[MAX_CALLS];
 	int n_calls;
-	int64_t user;	   /* whose it is; 0: nobody's */
-	bool rolls_back; /* that is how the transaction ends */
-	bool pays;		 /* its last call pays what the one before has reserved */
-	int undone;		 /* the call that ROLLBACK TO undoes; -1: none */
-	int at;			 /* the step that is next, or under way */
-	bool committing; /* COMMIT has been sent */
-	bool unknown;	 /* and got no answer; the first call is repeated to know more */
-	int attempts;	 /* how often it was begun again */
-	bool alone;		 /* nobody else was at the user's when it began */
+	int64_t user;	  /* whose it is; 0: nobody's */
+	bool rolls_back;  /* that is how the transaction ends */
+	bool pays;		  /* its last call pays what the one before has reserved */
+	int undone;		  /* the call that ROLLBACK TO undoes; -1: none */
+	int at;			  /* the step that is next, or under way */
+	bool committing;  /* COMMIT has been sent */
+	bool unknown;	  /* and got no answer; the first call is repeated to know more */
+	int attempts;	  /* how often it was begun again */
+	bool alone;		  /* nobody else was at the user's when it began */
 	uint32_t version; /* of the user, then */
 } Work;
 
