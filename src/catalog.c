@@ -69,6 +69,7 @@ find_replay(const char *key, const char *name, int64 price, int64 stock, int64 *
 	shop_same_int64(key, "price", shop_fetch_int8(0, 3), price);
 	shop_same_int64(key, "stock", shop_fetch_int8(0, 4), stock);
 	*product_id = shop_fetch_int8(0, 1);
+	shop_await_standbys();
 	return true;
 }
 

@@ -192,6 +192,7 @@ find_created(FunctionCallInfo fcinfo, const char *key, int64 *campaign_id)
 	if (!shop_fetch_isnull(0, 2))
 		shop_key_reused(key, shop_fetch_text(0, 2));
 	*campaign_id = shop_fetch_int8(0, 1);
+	shop_await_standbys();
 	return true;
 }
 
@@ -259,6 +260,8 @@ find_issued(IssueCall *call, int64 *campaign_id)
 		*campaign_id = shop_lookup_int8(&lookup, CAMPAIGN_ID);
 	}
 	shop_lookup_close(&lookup);
+	if (found)
+		shop_await_standbys();
 	return found;
 }
 

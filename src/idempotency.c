@@ -3,11 +3,27 @@
  *		Refuses a key that comes back with other arguments, naming the first
  *		argument that differs.
  *
- * Takes no locks.
+ * Takes no locks.  Here is also what a repeated call waits for.
  */
 #include "idempotency.h"
 
+#include "access/xlog.h"
 #include "error.h"
+#include "miscadmin.h"
+#include "replication/syncrep.h"
+
+/*
+ * An answer that is told again acknowledges what it tells of, so it waits for
+ * the synchronous standbys as the first one would have, had nobody cut its wait
+ * short.  All that is visible, and was committed durably, is flushed here.
+ */
+void
+shop_await_standbys(void)
+{
+	HOLD_INTERRUPTS();
+	SyncRepWaitForLSN(GetFlushRecPtr(NULL), true);
+	RESUME_INTERRUPTS();
+}
 
 ShopRefusal
 shop_key_refusal(const char *key, const char *argument)

@@ -12,6 +12,7 @@
 #include "error.h"
 #include "shop.h"
 
+extern void shop_await_standbys(void);
 extern void shop_same_int64(const char *key, const char *argument, int64 first, int64 now);
 extern void shop_same_int64_or_null(
 	const char *key, const char *argument, int64 first, bool first_isnull, int64 now, bool now_isnull);

@@ -213,6 +213,7 @@ find_replay(PointCall *call)
 	call->entry_id = shop_fetch_int8(0, 1);
 	call->balance = shop_fetch_int8(0, 3);
 	call->replayed = true;
+	shop_await_standbys();
 	return true;
 }
 

@@ -1,6 +1,6 @@
 # With a synchronous standby an event leaves when the standby has it, however
 # the transaction that wrote it was committed: what a receiver has got, no
-# failover takes back.
+# failover takes back.  Nor what a repeated call has been told.
 use strict;
 use warnings;
 
@@ -153,6 +153,41 @@ ends_in_time('a retry');
 ok(await_sql(waits(relay_pid())), 'a retry: the next relay waits as well');
 is($receiver->count->{requests}, $tries, 'a retry: nothing has been sent');
 leaves_with_standby('a retry');
+
+#
+# A call whose wait was cut short, and that is repeated by its key
+#
+
+my $item = q{'[{"product_id": 1, "quantity": 1}]'};
+my $order = sql("SELECT order_id FROM shop.place_order(2, $item)");
+my $reserved = sql("SELECT order_id FROM shop.reserve_order(2, $item)");
+my $campaign = q{'c', 'fixed', 1, 9, '2020-01-01', '2100-01-01'};
+my $campaign_id = sql("SELECT shop.create_coupon_campaign($campaign)");
+my $repeater = open_session($primary, 'shopdb');
+my $repeater_pid = in_session($repeater, 'SELECT pg_backend_pid()');
+
+for my $call (
+	"place_order(1, $item, idempotency_key => 'k')", "reserve_order(1, $item, idempotency_key => 'k')",
+	"pay_order($reserved, 2, idempotency_key => 'k')", "refund_order($order, $item, idempotency_key => 'k')",
+	"cancel_order($reserved)", q{charge_points(1, 7, 'k')}, q{use_points(1, 7, idempotency_key => 'k')},
+	"issue_coupon($campaign_id, 1, 'k')", "create_coupon_campaign($campaign, idempotency_key => 'k')",
+	q{restock(1, 7, 'k')}, q{create_product('x', 7, idempotency_key => 'k')})
+{
+	my ($verb) = $call =~ /^(\w+)/;
+
+	stop_standby();
+	$writer->{in} .= "SET synchronous_commit = on;\nSELECT FROM shop.$call;\n";
+	$writer->{harness}->pump_nb;
+	await_sql(waits($writer_pid)) or die "$verb: no wait";
+	sql("SELECT pg_cancel_backend($writer_pid)");
+	await_sql("coalesce(wait_event <> 'SyncRep', true) FROM pg_stat_activity WHERE pid = $writer_pid") or die "$verb: no end";
+	$repeater->{in} .= "SELECT FROM shop.$call;\n";
+	$repeater->{harness}->pump_nb;
+	ok(await_sql(waits($repeater_pid), 10), "$verb: repeated, it waits for the standby");
+	$standby->start;
+	ok(await_sql("state = 'idle' FROM pg_stat_activity WHERE pid = $repeater_pid"), "$verb: with the standby it is answered");
+}
+end_session($repeater);
 
 healthy($primary, 'shopdb', 'verify() finds nothing');
 end_session($writer);

@@ -78,6 +78,7 @@ shop_change_replay(const char *kind, int64 user_id, const char *key, const ShopA
 		.status = shop_order_status_parse(shop_fetch_text(0, 3)),
 		.amount = shop_fetch_int8(0, 4),
 		.balance = shop_fetch_int8(0, 5)};
+	shop_await_standbys();
 	return true;
 }
 
@@ -89,6 +90,7 @@ shop_change_repeats(ShopOrder *order, ShopOrderStatus status)
 																   shop_text(shop_order_status_name(status)))) == 0)
 		return false;
 	order->balance = shop_fetch_int8(0, 1);
+	shop_await_standbys();
 	return true;
 }
 

@@ -87,6 +87,8 @@ find_order(PlaceCall *call, Snapshot snapshot, ShopPayment *first)
 		*first = fetch_answer(call, &lookup);
 	shop_lookup_close(&lookup);
 	PopActiveSnapshot();
+	if (found)
+		shop_await_standbys();
 	return found;
 }
 

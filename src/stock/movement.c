@@ -50,6 +50,7 @@ find_replay(const char *key, int64 product_id, int32 quantity, int64 *result)
 	shop_same_int64(key, "product_id", shop_fetch_int8(0, 1), product_id);
 	shop_same_int64(key, "quantity", shop_fetch_int8(0, 2), quantity);
 	*result = shop_fetch_int8(0, 3);
+	shop_await_standbys();
 	return true;
 }
 
