@@ -213,6 +213,13 @@ CREATE MATERIALIZED VIEW storm.ordered AS
                FROM storm.line GROUP BY order_id) l USING (order_id)
     WITH NO DATA;
 
+-- Those that a buyer ended, not the keeper: in the transaction of his own order.
+CREATE MATERIALIZED VIEW storm.taken_back AS
+    SELECT DISTINCT e.aggregateid::bigint AS order_id
+    FROM shop.outbox e JOIN shop.outbox b ON b.xmin = e.xmin
+    WHERE e.type = 'order.expired' AND b.type IN ('order.paid', 'order.reserved')
+    WITH NO DATA;
+
 CREATE MATERIALIZED VIEW storm.coupon AS
     SELECT (answer->>'coupon_id')::bigint AS coupon_id, (answer->>'campaign_id')::bigint AS campaign_id,
            user_id, (answer->>'expires_at')::timestamptz AS expires_at
