@@ -78,6 +78,8 @@ sub leaves_with_standby
 	$standby->start;
 	$sent++;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	# Until its commit has been let go, nobody sees that there is an event.
+	$receiver->wait_for($sent);
 	await_done('first');
 	is($receiver->taken, $sent, "$name: with the standby it leaves");
 	return;
