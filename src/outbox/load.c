@@ -21,22 +21,28 @@
 /* What read_event() reads; the attempts and whether it is suspect follow. */
 #define EVENT "o.event_no, o.id, o.aggregateid, o.type, o.aggregatetype, o.created_at, o.payload, o.traceparent"
 
-/* The ranges of numbers that are not in acked ($1), nor in the batch ($2). */
+/* The ranges of numbers that are not in acked ($1), nor in the batch ($2); they come in their order. */
+#define LEFT "('{(,)}'::int8multirange - $1 - $2::int8multirange)"
 #define GAPS \
-	"(SELECT coalesce(lower(g), 0) AS first, coalesce(upper(g), 9223372036854775807) AS next" \
-	"   FROM unnest('{(,)}'::int8multirange - $1 - $2::int8multirange) g)"
+	"(SELECT coalesce(lower(g), 0) AS first, coalesce(upper(g), 9223372036854775807) AS next FROM unnest(" LEFT ") g)"
 
-static ShopQuery find_urgent = SHOP_QUERY("SELECT FROM " GAPS " gap"
-										  " WHERE EXISTS (SELECT FROM shop.outbox WHERE priority > 0"
-										  "               AND event_no >= gap.first AND event_no < gap.next) LIMIT 1",
-	INT8MULTIRANGEOID, TEXTOID);
+/*
+ * The oldest events, $3 of them.  Nothing is sorted: the ranges are gone
+ * through one after the other, each along the primary key, until there are
+ * enough.  A sort would read all that waits, each time.
+ */
+#define OLDEST(columns) \
+	" FROM " GAPS " gap CROSS JOIN LATERAL" \
+	" (SELECT " columns " FROM shop.outbox o WHERE event_no >= gap.first AND event_no < gap.next" \
+	"   ORDER BY event_no LIMIT $3) o LIMIT $3"
 
-static ShopQuery load_oldest = SHOP_QUERY("SELECT o.*, 0, false FROM " GAPS " gap CROSS JOIN LATERAL"
-										  " (SELECT " EVENT " FROM shop.outbox o"
-										  "   WHERE event_no >= gap.first AND event_no < gap.next"
-										  "   ORDER BY event_no LIMIT $3) o"
-										  " ORDER BY o.event_no LIMIT $3",
-	INT8MULTIRANGEOID, TEXTOID, INT4OID);
+/* What is not in them, told by looking it up; that is for few events of many ranges. */
+#define IS_LEFT "event_no >= coalesce(lower(" LEFT "), 0) AND NOT event_no <@ (SELECT $1 + $2::int8multirange)"
+#define URGENT " FROM shop.outbox WHERE priority > 0 AND " IS_LEFT
+
+static ShopQuery find_urgent = SHOP_QUERY("SELECT" URGENT " LIMIT 1", INT8MULTIRANGEOID, TEXTOID);
+
+static ShopQuery load_oldest = SHOP_QUERY("SELECT o.*, 0, false" OLDEST(EVENT), INT8MULTIRANGEOID, TEXTOID, INT4OID);
 
 /*
  * The numbers of the oldest events ($3 of them), and where there are more than
@@ -46,26 +52,18 @@ static ShopQuery load_oldest = SHOP_QUERY("SELECT o.*, 0, false FROM " GAPS " ga
  * is chosen, null if that is all there is.
  */
 static ShopQuery choose_by_urgency = SHOP_QUERY(
-	"WITH gap AS MATERIALIZED " GAPS ","
-	" plain AS MATERIALIZED"
-	"  (SELECT o.event_no FROM gap CROSS JOIN LATERAL"
-	"          (SELECT event_no FROM shop.outbox WHERE event_no >= gap.first AND event_no < gap.next"
-	"            ORDER BY event_no LIMIT $3) o"
-	"    ORDER BY o.event_no LIMIT $3),"
+	"WITH plain AS MATERIALIZED (SELECT o.event_no" OLDEST("event_no") "),"
 	" upto AS MATERIALIZED"
 	"  (SELECT CASE WHEN count(*) = $3 THEN max(event_no) END AS last FROM plain),"
 	" urgent AS MATERIALIZED"
-	"  (SELECT o.event_no, o.aggregateid FROM upto CROSS JOIN gap CROSS JOIN LATERAL"
-	"          (SELECT event_no, aggregateid, priority FROM shop.outbox"
-	"            WHERE priority > 0 AND event_no >= gap.first AND event_no < gap.next AND event_no > upto.last"
+	"  (SELECT event_no, aggregateid"
+	"     FROM (SELECT event_no, aggregateid, priority" URGENT " AND event_no > (SELECT last FROM upto)"
 	"            ORDER BY event_no LIMIT 10000) o"
 	"    ORDER BY o.priority DESC, o.event_no LIMIT $3),"
 	" ahead AS MATERIALIZED"
-	"  (SELECT o.event_no FROM upto CROSS JOIN gap CROSS JOIN LATERAL"
-	"          (SELECT event_no FROM shop.outbox"
-	"            WHERE event_no >= gap.first AND event_no < gap.next AND event_no > upto.last"
-	"              AND event_no < (SELECT max(event_no) FROM urgent)"
-	"              AND (aggregateid IN (SELECT aggregateid FROM urgent)) IS TRUE) o),"
+	"  (SELECT event_no FROM shop.outbox"
+	"    WHERE event_no > (SELECT last FROM upto) AND event_no < (SELECT max(event_no) FROM urgent)"
+	"      AND (aggregateid IN (SELECT aggregateid FROM urgent)) IS TRUE AND " IS_LEFT "),"
 	" batch AS"
 	"  (SELECT event_no FROM plain UNION SELECT event_no FROM urgent UNION SELECT event_no FROM ahead),"
 	" ranked AS MATERIALIZED"
