@@ -90,7 +90,8 @@ compare(void)
 		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			errmsg("extension shop is of version %s, but the loaded library of version %s", version, SHOP_VERSION),
 			errdetail("{\"extension\": \"%s\", \"library\": \"%s\"}", version, SHOP_VERSION),
-			errhint("Restart the server to load the library that is installed, then run ALTER EXTENSION shop UPDATE.")));
+			errhint(
+				"Restart the server to load the library that is installed, then run ALTER EXTENSION shop UPDATE.")));
 }
 
 /* Refuses to work with SQL of another version; `changed` says that some of it may be new. */
