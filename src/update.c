@@ -8,11 +8,13 @@
  * an executor that is built and taken down for one row costs three times as
  * much (`SUITES=cost make bench`).
  *
- * The row is changed if it is still the version that the snapshot shows and
- * nobody holds it: a conditional update, decided under the page's lock.
+ * The row is locked as by FOR NO KEY UPDATE SKIP LOCKED, if it still is the
+ * version that the snapshot shows and nobody holds it, and then changed.
  * Otherwise nothing is changed, locked or waited for, and the caller goes on
  * with a statement: SELECT … FOR NO KEY UPDATE, then UPDATE, which wait, see
- * the newest version, and raise 40001 under REPEATABLE READ.
+ * the newest version, and raise 40001 under REPEATABLE READ.  (An update
+ * without waiting is in the interface of table access methods, but nobody
+ * calls heap_update() so: it has an assertion against it.)
  *
  * What a table's owner may have added and a statement would see to (triggers,
  * rules, generated columns, forced row security) makes the table one that is
@@ -131,9 +133,13 @@ form_changed(ShopUpdate *update, AttrNumber number, Datum value)
 	changed->tts_tableOid = seen->tts_tableOid;
 }
 
-/* With `wait`, a lock of our own on the row is no obstacle. */
-static bool
-replace(ShopUpdate *update, int column, Datum value, bool wait)
+/*
+ * Gives a column of the row last found, which this transaction has locked,
+ * another value; false, and nothing has happened, if that is for a statement
+ * to do.
+ */
+bool
+shop_update_locked(ShopUpdate *update, int column, Datum value)
 {
 	ShopLookup *lookup = &update->lookup;
 	Relation table = lookup->table;
@@ -147,29 +153,18 @@ replace(ShopUpdate *update, int column, Datum value, bool wait)
 	if (table->rd_rel->relchecks > 0)
 		check_constraints(update);
 	if (table_tuple_update(table, &lookup->row->tts_tid, update->changed, GetCurrentCommandId(true),
-			GetActiveSnapshot(), InvalidSnapshot, wait, &failure, &mode, &indexes) != TM_Ok)
+			GetActiveSnapshot(), InvalidSnapshot, true, &failure, &mode, &indexes) != TM_Ok)
 		return false;
 	if (SHOP_ANY_INDEX_UPDATED(indexes))
 		insert_index_entries(update, indexes);
 	return true;
 }
 
-/*
- * Gives a column of the row last found another value; false if somebody else
- * is at the row or has changed it, or if this is not for us to do: then
- * nothing has happened.
- */
+/* The same for a row that is not locked; false also if somebody else is at it or has changed it. */
 bool
 shop_update_try(ShopUpdate *update, int column, Datum value)
 {
-	return replace(update, column, value, false);
-}
-
-/* The same for a row that this transaction has locked before. */
-bool
-shop_update_locked(ShopUpdate *update, int column, Datum value)
-{
-	return replace(update, column, value, true);
+	return update->plain && shop_update_lock(update) && shop_update_locked(update, column, value);
 }
 
 /* What was changed can be seen from now on. */

@@ -782,19 +782,6 @@ open_model(void)
 	PQfinish(conn);
 }
 
-static FILE *
-open_file(const char *directory, const char *name)
-{
-	char path[4096];
-	FILE *file;
-
-	snprintf(path, sizeof(path), "%s/%s", directory, name);
-	file = fopen(path, "w");
-	if (file == NULL)
-		quit("cannot write %s", path);
-	return file;
-}
-
 int
 main(int argc, char **argv)
 {

@@ -76,7 +76,7 @@ buffer_add_json(Buffer *buffer, const char *text)
 	buffer_add(buffer, "\"");
 }
 
-static FILE *
+FILE *
 open_file(const char *directory, const char *name)
 {
 	char path[4096];

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #define MAX_ARGUMENTS 10
@@ -146,6 +147,7 @@ typedef struct Buffer
 	size_t size;
 } Buffer;
 
+extern FILE *open_file(const char *directory, const char *name);
 extern void buffer_add(Buffer *buffer, const char *format, ...) __attribute__((format(printf, 2, 3)));
 extern void buffer_add_json(Buffer *buffer, const char *text);
 extern void history_open(const char *directory);

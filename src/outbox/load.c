@@ -35,6 +35,7 @@
 	" FROM " GAPS " gap CROSS JOIN LATERAL" \
 	" (SELECT " columns " FROM shop.outbox o WHERE event_no >= gap.first AND event_no < gap.next" \
 	"   ORDER BY event_no LIMIT $3) o LIMIT $3"
+#define OLDEST_NUMBERS "SELECT o.event_no" OLDEST("event_no")
 
 /* What is not in them, told by looking it up; that is for few events of many ranges. */
 #define IS_LEFT "event_no >= coalesce(lower(" LEFT "), 0) AND NOT event_no <@ (SELECT $1 + $2::int8multirange)"
@@ -52,27 +53,26 @@ static ShopQuery load_oldest = SHOP_QUERY("SELECT o.*, 0, false" OLDEST(EVENT), 
  * is chosen, null if that is all there is.
  */
 static ShopQuery choose_by_urgency = SHOP_QUERY(
-	"WITH plain AS MATERIALIZED (SELECT o.event_no" OLDEST(
-		"event_no") "),"
-					" upto AS MATERIALIZED"
-					"  (SELECT CASE WHEN count(*) = $3 THEN max(event_no) END AS last FROM plain),"
-					" urgent AS MATERIALIZED"
-					"  (SELECT event_no, aggregateid"
-					"     FROM (SELECT event_no, aggregateid, priority" URGENT " AND event_no > (SELECT last FROM upto)"
-					"            ORDER BY event_no LIMIT 10000) o"
-					"    ORDER BY o.priority DESC, o.event_no LIMIT $3),"
-					" ahead AS MATERIALIZED"
-					"  (SELECT event_no FROM shop.outbox"
-					"    WHERE event_no > (SELECT last FROM upto) AND event_no < (SELECT max(event_no) FROM urgent)"
-					"      AND (aggregateid IN (SELECT aggregateid FROM urgent)) IS TRUE AND " IS_LEFT "),"
-					" batch AS"
-					"  (SELECT event_no FROM plain UNION SELECT event_no FROM urgent UNION SELECT event_no FROM ahead),"
-					" ranked AS MATERIALIZED"
-					"  (SELECT event_no, row_number() OVER (ORDER BY urgency DESC, event_no) AS n"
-					"     FROM (SELECT o.event_no, max(o.priority) OVER (PARTITION BY o.aggregateid) AS urgency"
-					"             FROM batch JOIN shop.outbox o USING (event_no)) u)"
-					" SELECT r.event_no, least(upto.last, (SELECT min(event_no) - 1 FROM ranked WHERE n > $3))"
-					"   FROM upto, ranked r WHERE r.n <= $3 ORDER BY r.n",
+	"WITH plain AS MATERIALIZED (" OLDEST_NUMBERS "),"
+	" upto AS MATERIALIZED"
+	"  (SELECT CASE WHEN count(*) = $3 THEN max(event_no) END AS last FROM plain),"
+	" urgent AS MATERIALIZED"
+	"  (SELECT event_no, aggregateid"
+	"     FROM (SELECT event_no, aggregateid, priority" URGENT " AND event_no > (SELECT last FROM upto)"
+	"            ORDER BY event_no LIMIT 10000) o"
+	"    ORDER BY o.priority DESC, o.event_no LIMIT $3),"
+	" ahead AS MATERIALIZED"
+	"  (SELECT event_no FROM shop.outbox"
+	"    WHERE event_no > (SELECT last FROM upto) AND event_no < (SELECT max(event_no) FROM urgent)"
+	"      AND (aggregateid IN (SELECT aggregateid FROM urgent)) IS TRUE AND " IS_LEFT "),"
+	" batch AS"
+	"  (SELECT event_no FROM plain UNION SELECT event_no FROM urgent UNION SELECT event_no FROM ahead),"
+	" ranked AS MATERIALIZED"
+	"  (SELECT event_no, row_number() OVER (ORDER BY urgency DESC, event_no) AS n"
+	"     FROM (SELECT o.event_no, max(o.priority) OVER (PARTITION BY o.aggregateid) AS urgency"
+	"             FROM batch JOIN shop.outbox o USING (event_no)) u)"
+	" SELECT r.event_no, least(upto.last, (SELECT min(event_no) - 1 FROM ranked WHERE n > $3))"
+	"   FROM upto, ranked r WHERE r.n <= $3 ORDER BY r.n",
 	INT8MULTIRANGEOID, TEXTOID, INT4OID);
 
 static ShopQuery load_chosen = SHOP_QUERY("SELECT " EVENT ", 0, false"

@@ -435,22 +435,27 @@ verdict_of(uint8 class)
 	return class == 1 ? SHOP_REJECTED : class == 2 ? SHOP_MISCONFIGURED : SHOP_TRY_AGAIN;
 }
 
-/* A string at `at` in a frame; empty where the frame is too short for it. */
-static char *
-get_string(const char *frame, uint32 length, uint32 at)
+/* The string at `at` in a frame, as much of it as there is room for; empty where the frame is too short for it. */
+static void
+get_string(const char *frame, uint32 length, uint32 at, char *text, uint32 size)
 {
-	uint32 n;
+	uint32 n = 0;
 
-	if (length < at + sizeof(n))
-		return pstrdup("");
-	memcpy(&n, frame + at, sizeof(n));
-	return pnstrdup(frame + at + sizeof(n), Min(n, length - at - sizeof(n)));
+	if (length >= at + sizeof(n))
+	{
+		memcpy(&n, frame + at, sizeof(n));
+		n = Min(n, length - at - (uint32) sizeof(n));
+	}
+	n = Min(n, size - 1);
+	memcpy(text, frame + at + sizeof(uint32), n);
+	text[n] = '\0';
 }
 
 /* Returns false if the program is of no use any more. */
 static bool
 take_frame(Kafka *kafka, const char *frame, uint32 length)
 {
+	char text[sizeof(kafka->error)];
 	Pending *pending;
 	uint64 tag = 0;
 
@@ -465,15 +470,17 @@ take_frame(Kafka *kafka, const char *frame, uint32 length)
 				answer_pending(kafka, pending, SHOP_TAKEN, false, "");
 			return true;
 		case 'F':
-			if (pending && length > 1 + sizeof(tag))
-				answer_pending(kafka, pending, verdict_of((uint8) frame[1 + sizeof(tag)]), false,
-					get_string(frame, length, 2 + sizeof(tag)));
+			if (!pending || length <= 1 + sizeof(tag))
+				return true;
+			get_string(frame, length, 2 + sizeof(tag), text, sizeof(text));
+			answer_pending(kafka, pending, verdict_of((uint8) frame[1 + sizeof(tag)]), false, text);
 			return true;
 		case 'E':
-			strlcpy(kafka->error, get_string(frame, length, 1), sizeof(kafka->error));
+			get_string(frame, length, 1, kafka->error, sizeof(kafka->error));
 			return true;
 		case 'X':
-			give_up(kafka, SHOP_MISCONFIGURED, get_string(frame, length, 1));
+			get_string(frame, length, 1, text, sizeof(text));
+			give_up(kafka, SHOP_MISCONFIGURED, text);
 			return false;
 		default:
 			return true; /* ready, and the answer to a ping: that it was heard is enough */

@@ -4,17 +4,15 @@
  *
  * The units of all slots of an owner (a product, a coupon campaign) are what
  * it has.  There is slot 0 and, once callers had to wait for each other, more;
- * a backend's own slot is its backend number modulo shop.max_stock_slots, and
- * its nearest slot is its own or the next lower one there is, in the end
- * slot 0.
+ * a backend's own slot is its backend number modulo shop.max_stock_slots.
  *
  * Units are taken from one free slot if one has enough: own slot first, then
  * the next lower ones, then the next higher ones.  That neither waits nor, if
  * somebody is faster, leaves a lock behind (update.c).  Only if there is none
  * are slots locked and waited for.
  *
- * Lock order: slots from 0 upwards.  Whoever waits for a slot holds, of its
- * owner, only lower ones.
+ * Lock order: slots that are waited for, from 0 upwards.  Whoever waits for a
+ * slot holds, of its owner, only lower ones.
  *
  * Invariant: no slot is below 0 (its domain, and a condition in each change).
  */
