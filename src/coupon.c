@@ -119,7 +119,8 @@ typedef struct IssueCall
 	int64 user_id;
 	char *key;
 	int64 coupon_id;
-	int64 usage_limit; /* of the campaign */
+	int64 usage_limit;	  /* of the campaign */
+	ItemPointerData seen; /* a slot with something left */
 	TimestampTz issued_at;
 	TimestampTz expires_at;
 	bool replayed;
@@ -326,17 +327,30 @@ has_coupon(const IssueCall *call, int64 *coupon_id)
 	return found;
 }
 
-/* Is anything left, by the active snapshot? */
+/* Is anything left, by the active snapshot?  Says where. */
 static bool
-is_left(int64 campaign_id)
+is_left(IssueCall *call)
 {
 	ShopLookup lookup;
 	bool left;
 
 	shop_slots_look(&slots, &lookup);
-	left = shop_slots_any(&slots, &lookup, campaign_id, 1);
+	left = shop_slots_any(&slots, &lookup, call->campaign_id, 1, &call->seen);
 	shop_lookup_close(&lookup);
 	return left;
+}
+
+/* A user gets one. */
+static ShopRefusal
+check_user(IssueCall *call)
+{
+	int64 coupon_id;
+
+	if (has_coupon(call, &coupon_id))
+		return shop_refusal(SHOP_COUPON_ALREADY_ISSUED,
+			"{\"campaign_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"coupon_id\": " INT64_FORMAT "}",
+			call->campaign_id, call->user_id, coupon_id);
+	return (ShopRefusal){.condition = SHOP_NO_REFUSAL};
 }
 
 /* What can be refused from the active snapshot, without a lock. */
@@ -345,20 +359,17 @@ check_issue(IssueCall *call)
 {
 	ShopLookup campaign;
 	ShopRefusal refusal;
-	int64 coupon_id;
 
 	call->issued_at = shop_now();
 	shop_lookup_open(&campaign, &campaign_table, 1, ForwardScanDirection);
 	shop_lookup_start(&campaign, SHOP_KEYS(SHOP_KEY_INT8(call->campaign_id)), 1);
 	refusal = read_campaign(call, &campaign);
 	shop_lookup_close(&campaign);
-	if (refusal.condition != SHOP_NO_REFUSAL)
-		return refusal;
-	if (has_coupon(call, &coupon_id))
-		return shop_refusal(SHOP_COUPON_ALREADY_ISSUED,
-			"{\"campaign_id\": " INT64_FORMAT ", \"user_id\": " INT64_FORMAT ", \"coupon_id\": " INT64_FORMAT "}",
-			call->campaign_id, call->user_id, coupon_id);
-	return is_left(call->campaign_id) ? (ShopRefusal){.condition = SHOP_NO_REFUSAL} : sold_out(call);
+	if (refusal.condition == SHOP_NO_REFUSAL)
+		refusal = check_user(call);
+	if (refusal.condition == SHOP_NO_REFUSAL && !is_left(call))
+		refusal = sold_out(call);
+	return refusal;
 }
 
 static bool
@@ -368,7 +379,7 @@ take_free(const IssueCall *call)
 	bool taken;
 
 	shop_slots_begin(&slots, &update);
-	taken = shop_slots_take(&slots, &update, call->campaign_id, 1);
+	taken = shop_slots_take(&slots, &update, call->campaign_id, 1, &call->seen);
 	shop_slots_end(&update);
 	return taken;
 }
@@ -378,14 +389,14 @@ take_free(const IssueCall *call)
  * long as it sees some, they may come free by a rollback: another round.
  */
 static bool
-take_one(const IssueCall *call)
+take_one(IssueCall *call)
 {
 	bool left = true;
 
 	while (left && !take_free(call) && shop_slots_take_waiting(&slots, call->campaign_id, 1) > 0)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
-		left = is_left(call->campaign_id);
+		left = is_left(call);
 		PopActiveSnapshot();
 	}
 	return left;
@@ -410,7 +421,7 @@ emit_issued(const IssueCall *call)
 
 /* Looks for the answer in a snapshot, without writing or locking; false if there is none yet. */
 static bool
-find_answer(IssueCall *call, ShopRefusal *refusal)
+find_answer(IssueCall *call, ShopRefusal (*check)(IssueCall *), ShopRefusal *refusal)
 {
 	bool answered;
 
@@ -418,7 +429,7 @@ find_answer(IssueCall *call, ShopRefusal *refusal)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	answered = find_replay(call, refusal);
 	if (!answered)
-		*refusal = check_issue(call);
+		*refusal = check(call);
 	PopActiveSnapshot();
 	return answered || refusal->condition != SHOP_NO_REFUSAL;
 }
@@ -453,15 +464,19 @@ insert_coupon(IssueCall *call)
 /*
  * Issues a coupon that a look has found no reason to refuse: looks again once
  * other calls of the user have ended, takes one, and only then writes, so that
- * a refusal has nothing to take back.
+ * a refusal has nothing to take back.  After a wait it may be too late for the
+ * campaign; without one, only a call of the same user can have come between.
  */
 static ShopRefusal
 issue(IssueCall *call)
 {
+	int32 key = shop_lock_key(call->user_id);
+	bool waited = !shop_try_lock_xact(SHOP_LOCK_COUPON, key);
 	ShopRefusal refusal;
 
-	shop_lock_xact(SHOP_LOCK_COUPON, shop_lock_key(call->user_id));
-	if (find_answer(call, &refusal))
+	if (waited)
+		shop_lock_xact(SHOP_LOCK_COUPON, key);
+	if (find_answer(call, waited ? check_issue : check_user, &refusal))
 		return refusal;
 	check_serializable(call);
 	if (!take_one(call))
@@ -487,7 +502,7 @@ find_or_issue(IssueCall *call)
 {
 	ShopRefusal refusal;
 
-	return find_answer(call, &refusal) ? refusal : issue(call);
+	return find_answer(call, check_issue, &refusal) ? refusal : issue(call);
 }
 
 Datum

@@ -146,6 +146,22 @@ shop_lookup_next(ShopLookup *lookup)
 	return index_getnext_slot(lookup->scan, lookup->direction, lookup->row);
 }
 
+/*
+ * Goes back to a row that an earlier look of this transaction saw; false if
+ * the active snapshot no longer shows that version of it.  The place cannot
+ * have become another row's: what a snapshot of ours saw is not cleared away
+ * while the calling statement has its own, nor is the table rewritten while
+ * we hold our lock on it.
+ */
+bool
+shop_lookup_at(ShopLookup *lookup, const ItemPointerData *place)
+{
+	ItemPointerData tid = *place;
+
+	return ItemPointerIsValid(place) &&
+		   table_tuple_fetch_row_version(lookup->table, &tid, GetActiveSnapshot(), lookup->row);
+}
+
 void
 shop_lookup_close(ShopLookup *lookup)
 {

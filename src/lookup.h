@@ -63,6 +63,7 @@ extern Relation shop_table_open(ShopTable *table, LOCKMODE lock);
 extern void shop_lookup_open(ShopLookup *lookup, ShopTable *table, int n_keys, ScanDirection direction);
 extern void shop_lookup_start(ShopLookup *lookup, const ShopKey *keys, int n);
 extern bool shop_lookup_next(ShopLookup *lookup);
+extern bool shop_lookup_at(ShopLookup *lookup, const ItemPointerData *place);
 extern void shop_lookup_close(ShopLookup *lookup);
 
 extern bool shop_lookup_isnull(ShopLookup *lookup, int column);

@@ -110,7 +110,10 @@ lock_free(ShopAccount *account)
 	shop_lookup_start(&update.lookup, SHOP_KEYS(SHOP_KEY_INT8(account->user_id)), 1);
 	locked = shop_lookup_next(&update.lookup) && shop_update_lock(&update);
 	if (locked)
+	{
 		account->balance = shop_lookup_int8(&update.lookup, BALANCE);
+		account->place = update.lookup.row->tts_tid;
+	}
 	shop_update_close(&update);
 	return locked;
 }
@@ -152,14 +155,13 @@ shop_account_lock(int64 user_id)
 
 /* The same as add_to_balance, where that needs no statement. */
 static bool
-try_add(int64 user_id, int64 amount, int64 *balance)
+try_add(const ShopAccount *account, int64 amount, int64 *balance)
 {
 	ShopUpdate update;
 	bool added = false;
 
 	shop_update_open(&update, &account_table, 1);
-	shop_lookup_start(&update.lookup, SHOP_KEYS(SHOP_KEY_INT8(user_id)), 1);
-	if (shop_lookup_next(&update.lookup) &&
+	if (shop_lookup_at(&update.lookup, &account->place) &&
 		!pg_add_s64_overflow(shop_lookup_int8(&update.lookup, BALANCE), amount, balance) && *balance >= 0)
 		added = shop_update_locked(&update, BALANCE, Int64GetDatum(*balance));
 	shop_update_close(&update);
@@ -169,7 +171,7 @@ try_add(int64 user_id, int64 amount, int64 *balance)
 static void
 add(ShopAccount *account, int64 amount)
 {
-	if (try_add(account->user_id, amount, &account->balance))
+	if (try_add(account, amount, &account->balance))
 		return;
 	if (shop_query(&add_to_balance, SHOP_VALUES(shop_int8(account->user_id), shop_int8(amount))) != 1)
 		elog(ERROR, "balance of a locked account does not cover its debit");

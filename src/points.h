@@ -7,12 +7,15 @@
 
 #include "shop.h"
 
+#include "storage/itemptr.h"
+
 typedef struct ShopAccount
 {
 	int64 user_id;
 	int64 balance; /* 0 without an account */
 	bool exists;
-	bool waited; /* did the lock have to be waited for? */
+	bool waited;		   /* did the lock have to be waited for? */
+	ItemPointerData place; /* of the row, where it was locked without waiting */
 } ShopAccount;
 
 extern ShopAccount shop_account_lock(int64 user_id);

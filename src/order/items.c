@@ -259,7 +259,9 @@ shop_items_demands(const ShopItems *items)
 	ShopDemand *demands = palloc(sizeof(ShopDemand) * Max(items->n, 1));
 
 	for (int i = 0; i < items->n; i++)
-		demands[i] = (ShopDemand){.product_id = items->items[i].product_id, .quantity = items->items[i].quantity};
+		demands[i] = (ShopDemand){.product_id = items->items[i].product_id,
+			.quantity = items->items[i].quantity,
+			.seen = items->items[i].stock_seen};
 	return demands;
 }
 
@@ -286,7 +288,10 @@ shop_items_price(ShopItems *items)
 		return refusal;
 
 	for (int i = 0; i < items->n; i++)
+	{
 		items->items[i].unit_price = products[i].price;
+		items->items[i].stock_seen = demands[i].seen;
+	}
 	sum_prices(items);
 	return refusal;
 }

@@ -25,6 +25,7 @@ typedef struct ShopItem
 	int32 line_no;	/* from 1, in order of first mention */
 	int64 unit_price;
 	int64 discount;
+	ItemPointerData stock_seen; /* where its units were when it was priced */
 } ShopItem;
 
 /* Sorted by product_id. */

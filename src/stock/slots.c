@@ -71,14 +71,30 @@ start(ShopSlots *slots, ShopLookup *lookup, int64 id, ScanDirection direction)
 		shop_lookup_start(lookup, SHOP_KEYS(SHOP_KEY_INT8(id), side), 2);
 }
 
+static bool
+has(ShopLookup *lookup, int64 quantity)
+{
+	return shop_lookup_int8(lookup, SHOP_SLOT_UNITS) >= quantity;
+}
+
 /* The next slot with enough. */
 static bool
 next_with(ShopLookup *lookup, int64 quantity)
 {
 	while (shop_lookup_next(lookup))
-		if (shop_lookup_int8(lookup, SHOP_SLOT_UNITS) >= quantity)
+		if (has(lookup, quantity))
 			return true;
 	return false;
+}
+
+static bool
+see(ShopLookup *lookup, int64 quantity, ItemPointer seen)
+{
+	bool found = next_with(lookup, quantity);
+
+	if (found)
+		*seen = lookup->row->tts_tid;
+	return found;
 }
 
 /* Makes ready to look at slots, in the active snapshot and without a lock. */
@@ -88,22 +104,22 @@ shop_slots_look(ShopSlots *slots, ShopLookup *lookup)
 	shop_lookup_open(lookup, &slots->rows, key_parts(slots), BackwardScanDirection);
 }
 
-/* Has our own slot, or one below it, enough? */
+/* Has our own slot, or one below it, enough?  Says where. */
 bool
-shop_slots_near(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity)
+shop_slots_near(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity, ItemPointer seen)
 {
 	start(slots, lookup, id, BackwardScanDirection);
-	return next_with(lookup, quantity);
+	return see(lookup, quantity, seen);
 }
 
-/* Has any slot enough? */
+/* Has any slot enough?  Says where. */
 bool
-shop_slots_any(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity)
+shop_slots_any(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity, ItemPointer seen)
 {
-	if (shop_slots_near(slots, lookup, id, quantity))
+	if (shop_slots_near(slots, lookup, id, quantity, seen))
 		return true;
 	start(slots, lookup, id, ForwardScanDirection);
-	return next_with(lookup, quantity);
+	return see(lookup, quantity, seen);
 }
 
 /*
@@ -123,6 +139,14 @@ shop_slots_end(ShopUpdate *update)
 	shop_update_close(update);
 }
 
+/* Takes from the row last found. */
+static bool
+take_found(ShopUpdate *update, int64 quantity)
+{
+	return shop_update_try(
+		update, SHOP_SLOT_UNITS, Int64GetDatum(shop_lookup_int8(&update->lookup, SHOP_SLOT_UNITS) - quantity));
+}
+
 static bool
 take_on_side(ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity, ScanDirection direction)
 {
@@ -130,17 +154,26 @@ take_on_side(ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity, Sca
 
 	start(slots, lookup, id, direction);
 	while (next_with(lookup, quantity))
-		if (shop_update_try(
-				update, SHOP_SLOT_UNITS, Int64GetDatum(shop_lookup_int8(lookup, SHOP_SLOT_UNITS) - quantity)))
+		if (take_found(update, quantity))
 			return true;
 	return false;
 }
 
-/* Takes the units from one slot without waiting; false, and no lock, if none that is free has enough. */
-bool
-shop_slots_take(ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity)
+static bool
+take_at(ShopUpdate *update, int64 quantity, const ItemPointerData *seen)
 {
-	return take_on_side(slots, update, id, quantity, BackwardScanDirection) ||
+	return shop_lookup_at(&update->lookup, seen) && has(&update->lookup, quantity) && take_found(update, quantity);
+}
+
+/*
+ * Takes the units from one slot without waiting: from the one where a look has
+ * seen enough, if there was a look, else from the first that is found; false,
+ * and no lock, if none that is free has enough.
+ */
+bool
+shop_slots_take(ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity, const ItemPointerData *seen)
+{
+	return take_at(update, quantity, seen) || take_on_side(slots, update, id, quantity, BackwardScanDirection) ||
 		   take_on_side(slots, update, id, quantity, ForwardScanDirection);
 }
 

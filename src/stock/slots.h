@@ -62,11 +62,12 @@ extern int32 shop_slots_own(void);
 extern void shop_slots_open(ShopSlots *slots, int64 id, int64 units, int spread);
 
 extern void shop_slots_look(ShopSlots *slots, ShopLookup *lookup);
-extern bool shop_slots_near(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity);
-extern bool shop_slots_any(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity);
+extern bool shop_slots_near(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity, ItemPointer seen);
+extern bool shop_slots_any(ShopSlots *slots, ShopLookup *lookup, int64 id, int64 quantity, ItemPointer seen);
 
 extern void shop_slots_begin(ShopSlots *slots, ShopUpdate *update);
-extern bool shop_slots_take(ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity);
+extern bool shop_slots_take(
+	ShopSlots *slots, ShopUpdate *update, int64 id, int64 quantity, const ItemPointerData *seen);
 extern void shop_slots_end(ShopUpdate *update);
 extern int64 shop_slots_take_waiting(ShopSlots *slots, int64 id, int64 quantity);
 

@@ -14,7 +14,8 @@ typedef struct ShopDemand
 {
 	int64 product_id;
 	int64 quantity;
-	int64 available; /* all units that could be had when last looked at, or as many as are wanted */
+	int64 available;	  /* all units that could be had when last looked at, or as many as are wanted */
+	ItemPointerData seen; /* where that look found as many in one slot; not valid: nowhere */
 } ShopDemand;
 
 /*

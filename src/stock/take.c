@@ -97,7 +97,8 @@ shop_stock_look(ShopDemand *demands, int n, TimestampTz now)
 
 	shop_slots_look(&slots, &lookup);
 	for (int i = 0; i < n; i++)
-		demands[i].available = shop_slots_near(&slots, &lookup, demands[i].product_id, demands[i].quantity)
+		demands[i].available = shop_slots_near(
+								   &slots, &lookup, demands[i].product_id, demands[i].quantity, &demands[i].seen)
 								   ? demands[i].quantity
 								   : -1;
 	shop_lookup_close(&lookup);
@@ -186,7 +187,7 @@ shop_stock_take(const ShopDemand *demands, int n, TimestampTz now)
 
 	shop_slots_begin(&slots, &update);
 	for (const ShopDemand *demand = demands; demand < demands + n; demand++)
-		if (!shop_slots_take(&slots, &update, demand->product_id, demand->quantity))
+		if (!shop_slots_take(&slots, &update, demand->product_id, demand->quantity, &demand->seen))
 		{
 			/* After a wait what comes next is to be seen as it is then. */
 			shop_slots_end(&update);
