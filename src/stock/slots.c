@@ -18,11 +18,7 @@
  */
 #include "stock/slots.h"
 
-/*
- * What those who wait take home, one after the other, is an eighth of what is
- * left.  Of 10,000 units, 64 clients buy 9,600 one by one 1.15 times as fast as
- * with half, which leaves a thousandth for the tenth to come.
- */
+/* An eighth: of what many take one after the other, half would leave the tenth a thousandth. */
 #define PART_TAKEN_HOME 8
 
 /* Slots locked from 0 upwards, and what is to be taken from each. */
