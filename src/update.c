@@ -8,13 +8,11 @@
  * an executor that is built and taken down for one row costs three times as
  * much (`SUITES=cost make bench`).
  *
- * The row is locked as by FOR NO KEY UPDATE SKIP LOCKED, if it still is the
- * version that the snapshot shows and nobody holds it, and then changed.
+ * The row is changed if it still is the version that the snapshot shows and
+ * nobody holds it: a conditional update, decided under the page's lock.
  * Otherwise nothing is changed, locked or waited for, and the caller goes on
  * with a statement: SELECT … FOR NO KEY UPDATE, then UPDATE, which wait, see
- * the newest version, and raise 40001 under REPEATABLE READ.  (An update
- * without waiting is in the interface of table access methods, but nobody
- * calls heap_update() so: it has an assertion against it.)
+ * the newest version, and raise 40001 under REPEATABLE READ.
  *
  * What a table's owner may have added and a statement would see to (triggers,
  * rules, generated columns, forced row security) makes the table one that is
@@ -134,12 +132,20 @@ form_changed(ShopUpdate *update, AttrNumber number, Datum value)
 }
 
 /*
- * Gives a column of the row last found, which this transaction has locked,
- * another value; false, and nothing has happened, if that is for a statement
- * to do.
+ * Where the server checks its assertions, one in heap_update() is against an
+ * update that does not wait, "because no caller uses that case"; the code after
+ * it does what is asked for.  There a row is locked first, which costs a record
+ * in the log.
  */
-bool
-shop_update_locked(ShopUpdate *update, int column, Datum value)
+#ifdef USE_ASSERT_CHECKING
+#define LOCKS_FIRST true
+#else
+#define LOCKS_FIRST false
+#endif
+
+/* With `wait`, a lock of our own on the row is no obstacle. */
+static bool
+replace(ShopUpdate *update, int column, Datum value, bool wait)
 {
 	ShopLookup *lookup = &update->lookup;
 	Relation table = lookup->table;
@@ -147,24 +153,33 @@ shop_update_locked(ShopUpdate *update, int column, Datum value)
 	TM_FailureData failure;
 	LockTupleMode mode;
 
-	if (!update->plain)
-		return false;
 	form_changed(update, lookup->columns[column], value);
 	if (table->rd_rel->relchecks > 0)
 		check_constraints(update);
 	if (table_tuple_update(table, &lookup->row->tts_tid, update->changed, GetCurrentCommandId(true),
-			GetActiveSnapshot(), InvalidSnapshot, true, &failure, &mode, &indexes) != TM_Ok)
+			GetActiveSnapshot(), InvalidSnapshot, wait, &failure, &mode, &indexes) != TM_Ok)
 		return false;
 	if (SHOP_ANY_INDEX_UPDATED(indexes))
 		insert_index_entries(update, indexes);
 	return true;
 }
 
+/*
+ * Gives a column of the row last found, which this transaction has locked,
+ * another value; false, and nothing has happened, if that is for a statement
+ * to do.
+ */
+bool
+shop_update_locked(ShopUpdate *update, int column, Datum value)
+{
+	return update->plain && replace(update, column, value, true);
+}
+
 /* The same for a row that is not locked; false also if somebody else is at it or has changed it. */
 bool
 shop_update_try(ShopUpdate *update, int column, Datum value)
 {
-	return update->plain && shop_update_lock(update) && shop_update_locked(update, column, value);
+	return update->plain && (!LOCKS_FIRST || shop_update_lock(update)) && replace(update, column, value, LOCKS_FIRST);
 }
 
 /* What was changed can be seen from now on. */
