@@ -465,7 +465,8 @@ insert_coupon(IssueCall *call)
  * Issues a coupon that a look has found no reason to refuse: looks again once
  * other calls of the user have ended, takes one, and only then writes, so that
  * a refusal has nothing to take back.  After a wait it may be too late for the
- * campaign; without one, only a call of the same user can have come between.
+ * campaign; without one, only a call of the same user can have come between,
+ * and whether anything is left shows when one is taken.
  */
 static ShopRefusal
 issue(IssueCall *call)

@@ -6,8 +6,8 @@
  * it has.  There is slot 0 and, once callers had to wait for each other, more;
  * a backend's own slot is its backend number modulo shop.max_stock_slots.
  *
- * Units are taken from one free slot if one has enough: own slot first, then
- * the next lower ones, then the next higher ones.  That neither waits nor, if
+ * Units are taken from one free slot if one has enough: the one where a look
+ * has seen them, then the own one, the next lower ones, the next higher ones.  That neither waits nor, if
  * somebody is faster, leaves a lock behind (update.c).  Only if there is none
  * are slots locked and waited for.
  *
@@ -90,11 +90,13 @@ next_with(ShopLookup *lookup, int64 quantity)
 	return false;
 }
 
+/* The place of an earlier look is forgotten where there is none now. */
 static bool
 see(ShopLookup *lookup, int64 quantity, ItemPointer seen)
 {
 	bool found = next_with(lookup, quantity);
 
+	ItemPointerSetInvalid(seen);
 	if (found)
 		*seen = lookup->row->tts_tid;
 	return found;
