@@ -1,10 +1,10 @@
 /*
  * keeper.c
  *		Keeps house: refreshes the popular products, ends expired reservations,
- *		clears the outbox, merges slots that are not needed any more.
+ *		clears the outbox, merges slots that are not needed any more, vacuums.
  *
- * Nothing depends on it: all of it can be done by run_maintenance() and
- * refresh_popular_products().
+ * Nothing depends on it: all of it can be done by run_maintenance(),
+ * refresh_popular_products() and autovacuum.
  *
  * Locks: SHOP_LOCK_KEEPER; those of the jobs, a transaction each.
  */
@@ -18,12 +18,29 @@
 #include "query.h"
 #include "stock/stock.h"
 #include "storage/ipc.h"
+#include "utils/memutils.h"
 
 #define CHUNK 5000
 #define EXPIRE_CHUNK 20
 #define EXPIRE_CHUNK_CALLED 1000
 #define MAX_PAUSE_S 5
 #define MIN_PAUSE_MS 500
+
+/*
+ * A rush turns a small table over many times between two visits of autovacuum;
+ * PgQ's daemon vacuums such tables too.  Those that are larger than this many
+ * bytes, or less than half dead, are left to autovacuum.
+ */
+#define SMALL_TABLE "8388608"
+
+static ShopQuery list_dead = SHOP_QUERY(
+	"SELECT string_agg('shop.' || quote_ident(c.relname), ', ')"
+	"  FROM pg_extension e"
+	"  JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'"
+	"  JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid"
+	" WHERE e.extname = 'shop' AND c.relkind IN ('r', 'm')"
+	"   AND pg_stat_get_dead_tuples(c.oid) > 100 + pg_stat_get_live_tuples(c.oid)"
+	"   AND pg_relation_size(c.oid) <= " SMALL_TABLE);
 
 /* What popular_products was last refreshed from; anything else at the start. */
 static int64 refreshed_version = -1;
@@ -85,6 +102,23 @@ expire_reservations(void)
 	} while (more);
 }
 
+static void
+vacuum_small_tables(void)
+{
+	char *tables;
+
+	shop_process_begin("looking for tables to vacuum");
+	shop_query(&list_dead, NULL);
+	tables = shop_fetch_text(0, 1);
+	if (tables)
+		tables = MemoryContextStrdup(TopMemoryContext, tables);
+	shop_process_commit();
+	if (tables == NULL)
+		return;
+	shop_process_vacuum(tables);
+	pfree(tables);
+}
+
 /* How long until the next reservation expires; in ms, at most MAX_PAUSE_S. */
 static long
 pause_ms(void)
@@ -125,6 +159,7 @@ keeper_cycle(void)
 		expire_reservations();
 		clear_outbox();
 		merge_slots();
+		vacuum_small_tables();
 		return pause_ms();
 	}
 	return MAX_PAUSE_S * 1000L;

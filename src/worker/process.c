@@ -23,8 +23,12 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
+#include "commands/vacuum.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "parser/parse_node.h"
+#include "parser/parser.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -215,11 +219,9 @@ shop_process_begin(const char *activity)
 	pgstat_report_activity(STATE_RUNNING, activity);
 }
 
-void
-shop_process_commit(void)
+static void
+end_transaction(void)
 {
-	SPI_finish();
-	PopActiveSnapshot();
 	CommitTransactionCommand();
 	SetUserIdAndSecContext(GetUserId(), 0);
 	pgstat_report_stat(true);
@@ -228,6 +230,32 @@ shop_process_commit(void)
 	/* A commit leaves us in TopMemoryContext before PostgreSQL 18. */
 	MemoryContextSwitchTo(cycle_context);
 	MemoryContextReset(cycle_context);
+}
+
+void
+shop_process_commit(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	end_transaction();
+}
+
+/*
+ * Vacuums tables, named as VACUUM wants them, in transactions of its own.
+ * Nobody is waited for, and as no table is shortened, nobody waits.
+ */
+void
+shop_process_vacuum(const char *tables)
+{
+	char *command = psprintf("VACUUM (SKIP_LOCKED, TRUNCATE off) %s", tables);
+	RawStmt *statement = linitial_node(RawStmt, raw_parser(command, RAW_PARSE_DEFAULT));
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	SetUserIdAndSecContext(GetUserId(), SECURITY_LOCAL_USERID_CHANGE);
+	pgstat_report_activity(STATE_RUNNING, command);
+	ExecVacuum(make_parsestate(NULL), castNode(VacuumStmt, statement->stmt), true);
+	end_transaction();
 }
 
 /* Waits for the latch, or the socket if there is one, and for no longer than that. */
