@@ -119,7 +119,7 @@ BEGIN
     END LOOP;
 END
 $$;
-SELECT name, run_as FROM shop.create_endpoint('climb', 'function:regress_admin.climb', '{climb}');
+SELECT name, run_as FROM shop.create_endpoint('climb', 'function:regress_admin.climb', '{climb}', options => '{"backoff": 600000}');
 RESET ROLE;
 SELECT shop.emit_event('climb', 'climb', '1', '{}') IS NOT NULL AS emitted;
 SELECT shop.deliver_events('climb');

@@ -27,20 +27,33 @@
 #define MIN_PAUSE_MS 500
 
 /*
- * A rush turns a small table over many times between two visits of autovacuum;
- * PgQ's daemon vacuums such tables too.  Those that are larger than this many
- * bytes, or less than half dead, are left to autovacuum.
+ * A rush turns a small table over many times between two visits of autovacuum,
+ * which grows with each: pages that were pruned are not used again before a
+ * vacuum has said where they are.  So the keeper vacuums a table of up to
+ * SMALL_TABLE bytes when it has turned over, as PgQ's daemon does, and looks
+ * again soon.  Those that are larger are left to autovacuum.
  */
 #define SMALL_TABLE "8388608"
+#define TURNOVER 100
+#define RUSH_PAUSE_MS 1000
 
-static ShopQuery list_dead = SHOP_QUERY(
-	"SELECT string_agg('shop.' || quote_ident(c.relname), ', ')"
+static ShopQuery list_small = SHOP_QUERY(
+	"SELECT c.oid::bigint, 'shop.' || quote_ident(c.relname), pg_stat_get_live_tuples(c.oid),"
+	"       pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid)"
 	"  FROM pg_extension e"
 	"  JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'"
 	"  JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid"
-	" WHERE e.extname = 'shop' AND c.relkind IN ('r', 'm')"
-	"   AND pg_stat_get_dead_tuples(c.oid) > 100 + pg_stat_get_live_tuples(c.oid)"
-	"   AND pg_relation_size(c.oid) <= " SMALL_TABLE);
+	" WHERE e.extname = 'shop' AND c.relkind IN ('r', 'm') AND pg_relation_size(c.oid) <= " SMALL_TABLE);
+
+/* How many rows of a table had been replaced or removed when it was last vacuumed here. */
+typedef struct Vacuumed
+{
+	Oid table;
+	int64 changes;
+} Vacuumed;
+
+static Vacuumed *vacuumed;
+static int n_vacuumed;
 
 /* What popular_products was last refreshed from; anything else at the start. */
 static int64 refreshed_version = -1;
@@ -102,21 +115,60 @@ expire_reservations(void)
 	} while (more);
 }
 
-static void
+static Vacuumed *
+find_vacuumed(Oid table)
+{
+	for (int i = 0; i < n_vacuumed; i++)
+		if (vacuumed[i].table == table)
+			return &vacuumed[i];
+
+	vacuumed = vacuumed ? repalloc(vacuumed, sizeof(Vacuumed) * (n_vacuumed + 1))
+						: MemoryContextAlloc(TopMemoryContext, sizeof(Vacuumed));
+	vacuumed[n_vacuumed] = (Vacuumed){.table = table};
+	return &vacuumed[n_vacuumed++];
+}
+
+/* Have so many rows been changed since that nothing but a vacuum keeps the table small?  If so, one is due now. */
+static bool
+has_turned_over(uint64 row)
+{
+	Vacuumed *last = find_vacuumed((Oid) shop_fetch_int8(row, 1));
+	int64 changes = shop_fetch_int8(row, 4);
+
+	/* The statistics may have been reset. */
+	if (changes - last->changes <= shop_fetch_int8(row, 3) + TURNOVER && changes >= last->changes)
+		return false;
+	last->changes = changes;
+	return true;
+}
+
+/* The names of those that are due, as VACUUM wants them; NULL if there are none. */
+static char *
+list_turned_over(void)
+{
+	uint64 n = shop_query(&list_small, NULL);
+	StringInfoData tables;
+
+	initStringInfo(&tables);
+	for (uint64 i = 0; i < n; i++)
+		if (has_turned_over(i))
+			appendStringInfo(&tables, "%s%s", tables.len > 0 ? ", " : "", shop_fetch_text(i, 2));
+	return tables.len > 0 ? MemoryContextStrdup(TopMemoryContext, tables.data) : NULL;
+}
+
+static bool
 vacuum_small_tables(void)
 {
 	char *tables;
 
 	shop_process_begin("looking for tables to vacuum");
-	shop_query(&list_dead, NULL);
-	tables = shop_fetch_text(0, 1);
-	if (tables)
-		tables = MemoryContextStrdup(TopMemoryContext, tables);
+	tables = list_turned_over();
 	shop_process_commit();
 	if (tables == NULL)
-		return;
+		return false;
 	shop_process_vacuum(tables);
 	pfree(tables);
+	return true;
 }
 
 /* How long until the next reservation expires; in ms, at most MAX_PAUSE_S. */
@@ -159,8 +211,7 @@ keeper_cycle(void)
 		expire_reservations();
 		clear_outbox();
 		merge_slots();
-		vacuum_small_tables();
-		return pause_ms();
+		return vacuum_small_tables() ? Min(pause_ms(), RUSH_PAUSE_MS) : pause_ms();
 	}
 	return MAX_PAUSE_S * 1000L;
 }
