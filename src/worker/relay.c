@@ -50,7 +50,7 @@ static ShopQuery list_endpoints = SHOP_QUERY(
 typedef struct Outgoing
 {
 	int64 endpoint_id;
-	bool listed;		   /* was it there, and not paused, when we last looked? */
+	bool listed; /* was it there, and not paused, when we last looked? */
 	bool builtin;
 	TimestampTz rests_until;
 	ItemPointerData place; /* of a function's row, see batch.c */
@@ -168,8 +168,8 @@ call_function(Outgoing *out, TimestampTz now)
 	shop_process_commit();
 	if (batch.more)
 		return DT_NOBEGIN;
-	out->rests_until =
-		GetCurrentTimestamp() + (out->builtin ? FOLD_REST_US : Min(batch.delivered * REST_US_PER_EVENT, MAX_REST_US));
+	out->rests_until = GetCurrentTimestamp() +
+					   (out->builtin ? FOLD_REST_US : Min(batch.delivered * REST_US_PER_EVENT, MAX_REST_US));
 	return batch.next_at;
 }
 
