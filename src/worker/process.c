@@ -242,7 +242,9 @@ shop_process_commit(void)
 
 /*
  * Vacuums tables, named as VACUUM wants them, in transactions of its own.
- * Nobody is waited for, and as no table is shortened, nobody waits.
+ * Nobody is waited for, and as no table is shortened, nobody waits.  The role
+ * cannot be changed here either: VACUUM, whose transactions must begin without
+ * anything of the kind, sees to it for each table.
  */
 void
 shop_process_vacuum(const char *tables)
@@ -252,7 +254,6 @@ shop_process_vacuum(const char *tables)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	SetUserIdAndSecContext(GetUserId(), SECURITY_LOCAL_USERID_CHANGE);
 	pgstat_report_activity(STATE_RUNNING, command);
 	ExecVacuum(make_parsestate(NULL), castNode(VacuumStmt, statement->stmt), true);
 	end_transaction();
