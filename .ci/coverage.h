@@ -3,6 +3,9 @@
  *		Included first in every file by make coverage: counters are written by
  *		exit(), so whoever leaves by _exit() writes them first.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <unistd.h>
 
 extern void __gcov_dump(void);

@@ -129,5 +129,10 @@ SELECT buy(:last, 1);
 SELECT shop.restock(:last, -1);
 COMMIT;
 SELECT available FROM shop.get_product(:last);
+-- never more than amounts may be, all slots together
+SELECT shop.create_product('full', 100, 1000000000000000) AS full \gset
+SELECT * FROM refusal(format('SELECT shop.restock(%s, 1)', :full));
+SELECT shop.restock(:full, -1);
+SELECT shop.restock(:full, 1);
 SELECT * FROM shop.verify();
 DROP FUNCTION public.buy(bigint, integer);
