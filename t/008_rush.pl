@@ -44,6 +44,7 @@ vacuumed($_) for qw(endpoint stock);
 my $before = value($node, 'shopdb', q{SELECT pg_stat_get_vacuum_count('shop.endpoint'::regclass)});
 within($node, 'shopdb', 60, "pg_stat_get_vacuum_count('shop.endpoint'::regclass) >= $before + 3", 'again and again');
 is(value($node, 'shopdb', q{SELECT pg_stat_get_vacuum_count('shop.account'::regclass)}), '0', 'what somebody has locked is not waited for');
+unlike(slurp_file($node->logfile), qr/skipping vacuum/, 'nor is there a warning of it');
 in_session($other, 'COMMIT');
 vacuumed('account', 'and is vacuumed when it is free');
 end_session($other);

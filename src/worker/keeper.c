@@ -6,7 +6,7 @@
  * Nothing depends on it: all of it can be done by run_maintenance(),
  * refresh_popular_products() and autovacuum.
  *
- * Locks: SHOP_LOCK_KEEPER; those of the jobs, a transaction each.
+ * Locks: SHOP_LOCK_KEEPER; those of the jobs, a transaction each; VACUUM's, which waits for none.
  */
 #include "worker/worker.h"
 
@@ -18,6 +18,7 @@
 #include "query.h"
 #include "stock/stock.h"
 #include "storage/ipc.h"
+#include "storage/lmgr.h"
 #include "utils/memutils.h"
 
 #define CHUNK 5000
@@ -30,10 +31,10 @@
  * A rush turns a small table over many times between two visits of autovacuum,
  * which grows with each: pages that were pruned are not used again before a
  * vacuum has said where they are.  So the keeper vacuums a table of up to
- * SMALL_TABLE bytes when it has turned over, as PgQ's daemon does, and looks
+ * SMALL_TABLE pages when it has turned over, as PgQ's daemon does, and looks
  * again soon.  Those that are larger are left to autovacuum.
  */
-#define SMALL_TABLE "8388608"
+#define SMALL_TABLE "1000"
 #define TURNOVER 100
 #define RUSH_PAUSE_MS 1000
 
@@ -43,7 +44,7 @@ static ShopQuery list_small = SHOP_QUERY(
 	"  FROM pg_extension e"
 	"  JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'"
 	"  JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid"
-	" WHERE e.extname = 'shop' AND c.relkind IN ('r', 'm') AND pg_relation_size(c.oid) <= " SMALL_TABLE);
+	" WHERE e.extname = 'shop' AND c.relkind IN ('r', 'm') AND c.relpages <= " SMALL_TABLE);
 
 /* How many rows of a table had been replaced or removed when it was last vacuumed here. */
 typedef struct Vacuumed
@@ -128,6 +129,16 @@ find_vacuumed(Oid table)
 	return &vacuumed[n_vacuumed++];
 }
 
+/* VACUUM would leave out what is locked too, but warn of it. */
+static bool
+is_free(Oid table)
+{
+	if (!ConditionalLockRelationOid(table, ShareUpdateExclusiveLock))
+		return false;
+	UnlockRelationOid(table, ShareUpdateExclusiveLock);
+	return true;
+}
+
 /* Have so many rows been changed since that nothing but a vacuum keeps the table small?  If so, one is due now. */
 static bool
 has_turned_over(uint64 row)
@@ -137,6 +148,8 @@ has_turned_over(uint64 row)
 
 	/* The statistics may have been reset. */
 	if (changes - last->changes <= shop_fetch_int8(row, 3) + TURNOVER && changes >= last->changes)
+		return false;
+	if (!is_free(last->table))
 		return false;
 	last->changes = changes;
 	return true;
