@@ -468,6 +468,27 @@ SELECT shop.deliver_events('patchy', 100);
 SELECT pg_stat_get_xact_tuples_fetched('shop.outbox_pkey'::regclass) - :before < 2000 AS not_all;
 ROLLBACK;
 SELECT name FROM shop.drop_endpoint('patchy');
+--
+-- Urgent events overtake a backlog, but no more than some 500, for each leaves a range in acked
+--
+SELECT name FROM shop.create_endpoint('overtaken', 'function:public.take', '{test.plain,test.urgent}');
+SELECT count(public.emit('k' || i, i, 'test.plain')) FROM generate_series(1, 2600) i;
+SELECT min(event_no) AS first FROM shop.outbox WHERE type = 'test.plain' \gset
+SELECT count(public.emit('u' || i, i, 'test.urgent', 9)) FROM generate_series(1, 2) i;
+TRUNCATE public.got;
+-- every second one up to here is done
+CREATE FUNCTION public.patch(first bigint, ranges integer) RETURNS void LANGUAGE sql AS $$
+    UPDATE shop.endpoint SET acked = int8multirange(int8range(NULL, first)) +
+        (SELECT range_agg(int8range(first + 2 * i - 1, first + 2 * i)) FROM generate_series(1, ranges) i) WHERE name = 'overtaken';
+$$;
+SELECT public.patch(:first, 600);
+SELECT shop.deliver_events('overtaken', 1);
+SELECT type, key FROM public.got;
+SELECT public.patch(:first, 400);
+SELECT shop.deliver_events('overtaken', 1);
+SELECT type, key FROM public.got ORDER BY n;
+SELECT name FROM shop.drop_endpoint('overtaken');
+DROP FUNCTION public.patch(bigint, integer);
 SELECT count(*) FROM shop.verify();
 \set ECHO none
 DROP TABLE public.got, public.broken, public.ids;

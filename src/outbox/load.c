@@ -5,7 +5,8 @@
  * New work is what is visible and not in acked, nor in the batch already:
  * the oldest first, which is one walk along the primary key, for as long as
  * nothing urgent waits.  Where something does, the numbers are chosen by
- * urgency, key by key.  Retries are the first event of each key that waits.
+ * urgency, key by key, but no more than MAX_RANGES overtake a backlog.
+ * Retries are the first event of each key that waits.
  *
  * Takes no locks.
  */
@@ -14,9 +15,16 @@
 #include "catalog/pg_type.h"
 #include "query.h"
 #include "utils/builtins.h"
+#include "utils/multirangetypes.h"
 
 /* Retries of one transaction that calls a function for them. */
 #define MAX_DUE 32
+
+/*
+ * The ranges of acked above which no urgent event overtakes: each one that does
+ * leaves a range, and every batch reads and writes all of them.
+ */
+#define MAX_RANGES 500
 
 /* What read_event() reads; the attempts and whether it is suspect follow. */
 #define EVENT "o.event_no, o.id, o.aggregateid, o.type, o.aggregatetype, o.created_at, o.payload, o.traceparent"
@@ -356,6 +364,12 @@ queue_behind_waiting(const ShopOutlet *outlet, ShopBatch *batch, int from)
 				batch->events[i]->state = SHOP_EVENT_QUEUED;
 }
 
+static bool
+may_overtake(const ShopOutlet *outlet)
+{
+	return DatumGetMultirangeTypeP(outlet->acked)->rangeCount <= MAX_RANGES;
+}
+
 static void
 load_new(const ShopOutlet *outlet, ShopBatch *batch, int limit)
 {
@@ -364,7 +378,7 @@ load_new(const ShopOutlet *outlet, ShopBatch *batch, int limit)
 	int64 *numbers = numbers_of(batch, 0, false, &n);
 	ShopValue in_batch = shop_text(shop_multirange(numbers, n));
 
-	if (shop_query(&find_urgent, SHOP_VALUES(shop_datum(outlet->acked), in_batch)) > 0)
+	if (may_overtake(outlet) && shop_query(&find_urgent, SHOP_VALUES(shop_datum(outlet->acked), in_batch)) > 0)
 		load_by_urgency(outlet, batch, limit, in_batch);
 	else
 		load_by_number(outlet, batch, limit, in_batch);
