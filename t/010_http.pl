@@ -176,6 +176,21 @@ is($entry && $entry->{subject}, "Zo\x{e9}", 'and is the same in UTF-8');
 is($entry && $entry->{signature}, 'ok', 'signed as it was sent');
 $node->safe_psql('postgres', 'DROP DATABASE latin');
 
+# SQL_ASCII takes any bytes; an event that could not be sent would hold up all others.
+$node->safe_psql('postgres', q{CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0});
+$node->safe_psql(
+	'bytes', sprintf q{
+	CREATE EXTENSION shop;
+	SELECT shop.create_endpoint('bytes', %s, secret => %s);
+	SELECT shop.emit_event('test.bytes', 'test', E'Zo\xc3\xa9 \x80', jsonb_build_object('name', E'\xff'));
+	SELECT shop.emit_event('test.bytes', 'test', 'next', '{}');
+}, literal($signed->url('/ok/bytes')), literal($secret));
+arrive($signed, '/ok/bytes', 2, 'events of a database without an encoding arrive');
+($entry) = grep { $_->{subject} ne 'next' } taken($signed, '/ok/bytes');
+is($entry && $entry->{subject}, "Zo\x{e9} \x{fffd}", 'with a replacement character for what is none');
+is($entry && $entry->{signature}, 'ok', 'signed as it was sent');
+$node->safe_psql('postgres', 'DROP DATABASE bytes');
+
 #
 # Signatures
 #

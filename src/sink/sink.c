@@ -46,10 +46,59 @@ shop_sink_of(const char *url)
 	shop_reject("url", "must start with function:, http://, https:// or kafka://");
 }
 
+/* The text with U+FFFD for each byte that is not part of a character. */
+static char *
+replace_invalid(const char *text)
+{
+	const unsigned char *at = (const unsigned char *) text;
+	const unsigned char *end = at + strlen(text);
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	while (at < end)
+	{
+		int length = pg_utf_mblen(at);
+
+		if (at + length <= end && pg_utf8_islegal(at, length))
+			appendBinaryStringInfo(&buf, (const char *) at, length);
+		else
+		{
+			appendStringInfoString(&buf, "\xEF\xBF\xBD");
+			length = 1;
+		}
+		at += length;
+	}
+	return buf.data;
+}
+
+/*
+ * A text of the database as UTF-8.  Where it cannot be converted (SQL_ASCII
+ * takes any bytes, and some encodings have characters that Unicode has not) it
+ * leaves with U+FFFD in it: an error would end the relay, again and again.
+ * A conversion holds nothing that would have to be given back.
+ */
 char *
 shop_utf8(char *text)
 {
-	return pg_server_to_any(text, strlen(text), PG_UTF8);
+	MemoryContext context = CurrentMemoryContext;
+	char *converted;
+
+	PG_TRY();
+	{
+		converted = pg_server_to_any(text, strlen(text), PG_UTF8);
+	}
+	PG_CATCH();
+	{
+		int code = geterrcode();
+
+		if (code != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE && code != ERRCODE_UNTRANSLATABLE_CHARACTER)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		converted = replace_invalid(text);
+	}
+	PG_END_TRY();
+	return converted;
 }
 
 char *
