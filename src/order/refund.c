@@ -86,7 +86,7 @@ refund_items(ShopItems *items, ShopLine *lines, int n)
 		int32 left = line ? line->item.quantity - line->refunded_units : 0;
 		int64 amount;
 
-		if (item->quantity > left)
+		if (line == NULL || item->quantity > left)
 			shop_refuse(SHOP_REFUND_EXCEEDS_PAID,
 				"{\"product_id\": " INT64_FORMAT ", \"requested\": %d, \"refundable\": %d}", item->product_id,
 				item->quantity, left);

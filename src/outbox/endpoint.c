@@ -326,7 +326,7 @@ check_options(Jsonb *options, Oid role)
 				shop_reject("options", "must have true or false as from_start");
 			from_start = value.val.boolean;
 		}
-		else if (strcmp(key, "max_attempts") == 0)
+		else if (strcmp(key, "max_attempts") == 0 || strcmp(key, "batch") == 0)
 			check_int_option(key, &value, 1000);
 		else if (strcmp(key, "backoff") == 0 || strcmp(key, "max_backoff") == 0)
 			check_int_option(key, &value, 24 * 60 * 60 * 1000);
@@ -334,8 +334,6 @@ check_options(Jsonb *options, Oid role)
 			check_int_option(key, &value, 60 * 60 * 1000);
 		else if (strcmp(key, "in_flight") == 0)
 			check_int_option(key, &value, 10000);
-		else if (strcmp(key, "batch") == 0)
-			check_int_option(key, &value, 1000);
 		else if (strcmp(key, "headers") == 0)
 			check_headers(&value);
 		else if (strcmp(key, "kafka") == 0)

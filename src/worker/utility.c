@@ -174,10 +174,17 @@ static void
 process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, ProcessUtilityContext context,
 	ParamListInfo params, QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
-	const char *name = shop_shared ? database_needed(pstmt->utilityStmt) : NULL;
-	Oid database = name ? get_database_oid(name, true) : InvalidOid;
+	const char *name;
+	Oid database;
 
-	if (shop_shared && may_change_wanted(pstmt->utilityStmt))
+	if (shop_shared == NULL)
+	{
+		run_statement(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
+		return;
+	}
+	name = database_needed(pstmt->utilityStmt);
+	database = name ? get_database_oid(name, true) : InvalidOid;
+	if (may_change_wanted(pstmt->utilityStmt))
 		shop_launcher_rescan_at_commit();
 	if (!OidIsValid(database) ||
 		!may_run(pstmt->utilityStmt, database, IsInTransactionBlock(context == PROCESS_UTILITY_TOPLEVEL)))
