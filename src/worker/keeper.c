@@ -18,7 +18,7 @@
 #include "query.h"
 #include "stock/stock.h"
 #include "storage/ipc.h"
-#include "storage/lmgr.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 
 #define CHUNK 5000
@@ -39,7 +39,7 @@
 #define RUSH_PAUSE_MS 1000
 
 static ShopQuery list_small = SHOP_QUERY(
-	"SELECT c.oid::bigint, 'shop.' || quote_ident(c.relname), pg_stat_get_live_tuples(c.oid),"
+	"SELECT c.oid::bigint, pg_stat_get_live_tuples(c.oid),"
 	"       pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid)"
 	"  FROM pg_extension e"
 	"  JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'"
@@ -53,8 +53,7 @@ typedef struct Vacuumed
 	int64 changes;
 } Vacuumed;
 
-static Vacuumed *vacuumed;
-static int n_vacuumed;
+static HTAB *vacuumed;
 
 /* What popular_products was last refreshed from; anything else at the start. */
 static int64 refreshed_version = -1;
@@ -119,68 +118,59 @@ expire_reservations(void)
 static Vacuumed *
 find_vacuumed(Oid table)
 {
-	for (int i = 0; i < n_vacuumed; i++)
-		if (vacuumed[i].table == table)
-			return &vacuumed[i];
+	HASHCTL control = {.keysize = sizeof(Oid), .entrysize = sizeof(Vacuumed)};
+	Vacuumed *found;
+	bool known;
 
-	vacuumed = vacuumed ? repalloc(vacuumed, sizeof(Vacuumed) * (n_vacuumed + 1))
-						: MemoryContextAlloc(TopMemoryContext, sizeof(Vacuumed));
-	vacuumed[n_vacuumed] = (Vacuumed){.table = table};
-	return &vacuumed[n_vacuumed++];
-}
-
-/* VACUUM would leave out what is locked too, but warn of it. */
-static bool
-is_free(Oid table)
-{
-	if (!ConditionalLockRelationOid(table, ShareUpdateExclusiveLock))
-		return false;
-	UnlockRelationOid(table, ShareUpdateExclusiveLock);
-	return true;
+	if (vacuumed == NULL)
+		vacuumed = hash_create("vacuumed tables", 32, &control, HASH_ELEM | HASH_BLOBS);
+	found = hash_search(vacuumed, &table, HASH_ENTER, &known);
+	if (!known)
+		found->changes = 0;
+	return found;
 }
 
 /* Have so many rows been changed since that nothing but a vacuum keeps the table small?  If so, one is due now. */
 static bool
-has_turned_over(uint64 row)
+has_turned_over(Vacuumed *last, int64 rows, int64 changes)
 {
-	Vacuumed *last = find_vacuumed((Oid) shop_fetch_int8(row, 1));
-	int64 changes = shop_fetch_int8(row, 4);
-
 	/* The statistics may have been reset. */
-	if (changes - last->changes <= shop_fetch_int8(row, 3) + TURNOVER && changes >= last->changes)
-		return false;
-	if (!is_free(last->table))
+	if (changes - last->changes <= rows + TURNOVER && changes >= last->changes)
 		return false;
 	last->changes = changes;
 	return true;
 }
 
-/* The names of those that are due, as VACUUM wants them; NULL if there are none. */
-static char *
+/* The tables that are due; the list outlives the transaction. */
+static List *
 list_turned_over(void)
 {
-	uint64 n = shop_query(&list_small, NULL);
-	StringInfoData tables;
+	List *tables = NIL;
+	uint64 n;
 
-	initStringInfo(&tables);
-	for (uint64 i = 0; i < n; i++)
-		if (has_turned_over(i))
-			appendStringInfo(&tables, "%s%s", tables.len > 0 ? ", " : "", shop_fetch_text(i, 2));
-	return tables.len > 0 ? MemoryContextStrdup(TopMemoryContext, tables.data) : NULL;
+	shop_process_begin("looking for tables to vacuum");
+	n = shop_query(&list_small, NULL);
+	MemoryContextSwitchTo(TopMemoryContext);
+	for (uint64 row = 0; row < n; row++)
+	{
+		Oid table = (Oid) shop_fetch_int8(row, 1);
+
+		if (has_turned_over(find_vacuumed(table), shop_fetch_int8(row, 2), shop_fetch_int8(row, 3)))
+			tables = lappend_oid(tables, table);
+	}
+	shop_process_commit();
+	return tables;
 }
 
 static bool
 vacuum_small_tables(void)
 {
-	char *tables;
+	List *tables = list_turned_over();
 
-	shop_process_begin("looking for tables to vacuum");
-	tables = list_turned_over();
-	shop_process_commit();
-	if (tables == NULL)
+	if (tables == NIL)
 		return false;
 	shop_process_vacuum(tables);
-	pfree(tables);
+	list_free(tables);
 	return true;
 }
 

@@ -26,6 +26,7 @@
 #include "commands/vacuum.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
 #include "parser/parse_node.h"
 #include "parser/parser.h"
@@ -241,21 +242,25 @@ shop_process_commit(void)
 }
 
 /*
- * Vacuums tables, named as VACUUM wants them, in transactions of its own.
- * Nobody is waited for, and as no table is shortened, nobody waits.  The role
- * cannot be changed here either: VACUUM, whose transactions must begin without
- * anything of the kind, sees to it for each table.
+ * Vacuums tables, a list of oids, in transactions of its own.  Nobody is waited
+ * for, and as no table is shortened, nobody waits.  By oid, what is locked or
+ * gone by then is left out without a word.  The role cannot be changed here
+ * either: VACUUM, whose transactions must begin without anything of the kind,
+ * sees to it for each table.
  */
 void
-shop_process_vacuum(const char *tables)
+shop_process_vacuum(const List *tables)
 {
-	char *command = psprintf("VACUUM (SKIP_LOCKED, TRUNCATE off) %s", tables);
-	RawStmt *statement = linitial_node(RawStmt, raw_parser(command, RAW_PARSE_DEFAULT));
+	RawStmt *raw = linitial_node(RawStmt, raw_parser("VACUUM (SKIP_LOCKED, TRUNCATE off)", RAW_PARSE_DEFAULT));
+	VacuumStmt *statement = castNode(VacuumStmt, raw->stmt);
+	ListCell *cell;
 
+	foreach (cell, tables)
+		statement->rels = lappend(statement->rels, makeVacuumRelation(NULL, lfirst_oid(cell), NIL));
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	pgstat_report_activity(STATE_RUNNING, command);
-	ExecVacuum(make_parsestate(NULL), castNode(VacuumStmt, statement->stmt), true);
+	pgstat_report_activity(STATE_RUNNING, "vacuuming small tables");
+	ExecVacuum(make_parsestate(NULL), statement, true);
 	end_transaction();
 }
 
