@@ -36,7 +36,7 @@
  */
 #define SMALL_TABLE "1000"
 #define TURNOVER 100
-#define RUSH_PAUSE_MS 1000
+#define RUSH_PAUSE_MS 500
 
 static ShopQuery list_small = SHOP_QUERY(
 	"SELECT c.oid::bigint, pg_stat_get_live_tuples(c.oid),"

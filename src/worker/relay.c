@@ -39,7 +39,7 @@
  * the most.  Sales are folded for the view, whose refresh folds what is left.
  */
 #define REST_US_PER_EVENT 300
-#define MAX_REST_US 50000
+#define MAX_REST_US 100000
 #define FOLD_REST_US 1000000
 
 static ShopQuery list_endpoints = SHOP_QUERY(
