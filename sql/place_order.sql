@@ -276,6 +276,30 @@ SELECT status, replayed FROM shop.place_order(7, '[{"product_id": 1, "quantity":
 SELECT note, doubled = total * 2 AS doubled FROM shop.orders WHERE idempotency_key = 'note';
 ALTER TABLE shop.orders DROP COLUMN note, DROP COLUMN doubled, DROP COLUMN entered_at;
 SELECT status, replayed FROM shop.place_order(7, '[{"product_id": 1, "quantity": 1}]', idempotency_key => 'note');
+CREATE DOMAIN public.channel AS text DEFAULT 'web';
+ALTER TABLE shop.orders ADD COLUMN number bigint GENERATED ALWAYS AS IDENTITY (START WITH 1000000), ADD COLUMN channel public.channel;
+SELECT status FROM shop.place_order(7, '[{"product_id": 1, "quantity": 1}]', idempotency_key => 'number');
+SELECT number >= 1000000 AS numbered, channel FROM shop.orders WHERE idempotency_key = 'number';
+ALTER TABLE shop.orders DROP COLUMN number, DROP COLUMN channel;
+DROP DOMAIN public.channel;
+-- a trigger's error is passed on, even one that has borrowed a code but no figures
+CREATE FUNCTION public.limited() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('test.detail', true) IS NULL THEN
+        RAISE EXCEPTION 'at most % each', new.quantity - 1 USING ERRCODE = 'SH003';
+    END IF;
+    RAISE EXCEPTION 'at most % each', new.quantity - 1 USING ERRCODE = 'SH003', DETAIL = current_setting('test.detail');
+END
+$$;
+CREATE TRIGGER limited BEFORE INSERT ON shop.order_line FOR EACH ROW EXECUTE FUNCTION public.limited();
+SELECT outcome FROM shop.try_place_order(7, '[{"product_id": 1, "quantity": 2}]');
+SET test.detail = 'one a day';
+SELECT outcome FROM shop.try_place_order(7, '[{"product_id": 1, "quantity": 2}]', idempotency_key => 'limited');
+SET test.detail = '{"most": 1}';
+SELECT outcome, detail FROM shop.try_place_order(7, '[{"product_id": 1, "quantity": 2}]');
+RESET test.detail;
+DROP TRIGGER limited ON shop.order_line;
+DROP FUNCTION public.limited();
 DROP INDEX shop.orders_twice;
 DO $$
 DECLARE

@@ -67,14 +67,19 @@ prepare_defaults(ShopAppend *append)
 	{
 		Form_pg_attribute column = TupleDescAttr(columns, i);
 		bool known = false;
+		Node *value;
 
 		for (int j = 0; j < append->n_columns; j++)
 			known |= append->columns[j] == i + 1;
-		if (known || !column->atthasdef || column->attgenerated || column->attisdropped)
+		if (known || column->attgenerated || column->attisdropped)
+			continue;
+		/* The column's own, its type's, or an identity's next number. */
+		value = build_column_default(append->table, i + 1);
+		if (value == NULL)
 			continue;
 		if (append->defaults == NULL)
 			append->defaults = palloc0(sizeof(ExprState *) * columns->natts);
-		append->defaults[i] = ExecPrepareExpr((Expr *) build_column_default(append->table, i + 1), append->estate);
+		append->defaults[i] = ExecPrepareExpr((Expr *) value, append->estate);
 	}
 }
 

@@ -498,12 +498,21 @@ read_call(FunctionCallInfo fcinfo, const char *verb)
 	return call;
 }
 
+/* A call of the same key that is under way may have been in time for a campaign that has ended: it is waited for. */
 static ShopRefusal
 find_or_issue(IssueCall *call)
 {
 	ShopRefusal refusal;
+	bool answered = find_answer(call, check_issue, &refusal);
 
-	return find_answer(call, check_issue, &refusal) ? refusal : issue(call);
+	if (refusal.condition == SHOP_CAMPAIGN_ENDED && call->key)
+	{
+		shop_lock_xact(SHOP_LOCK_COUPON, shop_lock_key(call->user_id));
+		answered = find_answer(call, check_issue, &refusal);
+		if (refusal.condition != SHOP_NO_REFUSAL)
+			check_serializable(call);
+	}
+	return answered ? refusal : issue(call);
 }
 
 Datum

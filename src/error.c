@@ -144,11 +144,16 @@ sqlstate_of(const ShopError *e)
 	return MAKE_SQLSTATE(e->sqlstate[0], e->sqlstate[1], e->sqlstate[2], e->sqlstate[3], e->sqlstate[4]);
 }
 
-/* The refusal that was raised; any other error is raised again. */
+/*
+ * The refusal that was raised; any other error is raised again, and so is what
+ * somebody's trigger has raised with a code of ours but without figures.
+ */
 ShopRefusal
 shop_refusal_of(ErrorData *error)
 {
-	for (size_t i = 0; i < lengthof(refusals); i++)
+	bool has_figures = error->detail && error->detail[0] == '{';
+
+	for (size_t i = 0; i < lengthof(refusals) && has_figures; i++)
 		if (sqlstate_of(&refusals[i]) == error->sqlerrcode)
 			return (ShopRefusal){.condition = (ShopCondition) i, .detail = error->detail};
 	ReThrowError(error);

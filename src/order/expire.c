@@ -61,8 +61,10 @@ compare_id(const void *a, const void *b)
 
 /* Ends the orders that gave units back to somebody else. */
 void
-shop_orders_expire(ShopExpired expired, TimestampTz now)
+shop_orders_expire(ShopExpired expired)
 {
+	TimestampTz now = shop_now();
+
 	if (expired.n > 1)
 		pg_qsort(expired.order_ids, expired.n, sizeof(int64), compare_id);
 	for (int i = 0; i < expired.n; i++)

@@ -296,10 +296,30 @@ shop_items_price(ShopItems *items)
 	return refusal;
 }
 
-ShopExpired
-shop_items_take_stock(const ShopItems *items, TimestampTz now)
+/*
+ * Prices the items, unless they are, and locks the user's account.  What is
+ * refused is refused without the lock, except where a call of the same key
+ * that is under way may have been in time for what is not on sale any more:
+ * that call is waited for.  (The units that it takes still count as there.)
+ * After a wait, prices are read anew.
+ */
+ShopRefusal
+shop_items_price_and_lock(ShopItems *items, bool priced, int64 user_id, bool has_key, ShopAccount *account)
 {
-	return shop_stock_take(shop_items_demands(items), items->n, now);
+	ShopRefusal refusal = {.condition = SHOP_NO_REFUSAL};
+
+	if (!priced)
+		refusal = shop_items_price(items);
+	if (refusal.condition == SHOP_INSUFFICIENT_STOCK || (refusal.condition != SHOP_NO_REFUSAL && !has_key))
+		return refusal;
+	*account = shop_account_lock(user_id);
+	return account->waited ? shop_items_price(items) : refusal;
+}
+
+ShopExpired
+shop_items_take_stock(const ShopItems *items)
+{
+	return shop_stock_take(shop_items_demands(items), items->n);
 }
 
 void

@@ -95,8 +95,10 @@ typedef struct ShopChange
 /* items.c */
 extern ShopItems shop_items_parse(Jsonb *json);
 extern ShopRefusal shop_items_price(ShopItems *items);
+extern ShopRefusal shop_items_price_and_lock(
+	ShopItems *items, bool priced, int64 user_id, bool has_key, ShopAccount *account);
 extern void shop_items_discount(ShopItems *items, int64 discount);
-extern ShopExpired shop_items_take_stock(const ShopItems *items, TimestampTz now);
+extern ShopExpired shop_items_take_stock(const ShopItems *items);
 extern ShopDemand *shop_items_demands(const ShopItems *items);
 extern void shop_items_insert(const ShopItems *items, int64 order_id);
 extern bool shop_items_same(const ShopItems *items, int64 order_id);
@@ -156,7 +158,7 @@ typedef struct ShopSweep
 	int64 order_id;
 } ShopSweep;
 
-extern void shop_orders_expire(ShopExpired expired, TimestampTz now);
+extern void shop_orders_expire(ShopExpired expired);
 extern bool shop_reservations_sweep(ShopSweep *sweep, int limit, int64 *expired);
 extern TimestampTz shop_reservations_next(void);
 

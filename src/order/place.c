@@ -131,20 +131,11 @@ find_replay_locked(PlaceCall *call)
 static ShopRefusal
 prepare(PlaceCall *call, ShopAccount *account, TimestampTz *now)
 {
-	ShopRefusal refusal = {.condition = SHOP_NO_REFUSAL};
+	ShopRefusal refusal = shop_items_price_and_lock(
+		&call->items, call->priced, call->order.user_id, call->key != NULL, account);
 
-	if (!call->priced)
-		refusal = shop_items_price(&call->items);
 	if (refusal.condition != SHOP_NO_REFUSAL)
 		return refusal;
-	*account = shop_account_lock(call->order.user_id);
-	if (account->waited)
-	{
-		/* Prices may have changed meanwhile. */
-		refusal = shop_items_price(&call->items);
-		if (refusal.condition != SHOP_NO_REFUSAL)
-			return refusal;
-	}
 	*now = shop_now();
 	call->order.subtotal = call->items.subtotal;
 	return shop_payment_check(&call->payment, &call->order, &call->items, account, *now);
@@ -170,7 +161,7 @@ place(PlaceCall *call)
 	shop_payment_settle(&call->order, &account, now);
 	shop_items_insert(&call->items, call->order.order_id);
 	shop_order_emit(&call->order, "paid", NULL, &call->items, now);
-	shop_orders_expire(shop_items_take_stock(&call->items, now), now);
+	shop_orders_expire(shop_items_take_stock(&call->items));
 }
 
 /* Reads and checks the arguments; all that is malformed ends here. */

@@ -46,19 +46,6 @@ find_replay(ReserveCall *call)
 	return true;
 }
 
-/* All that can be refused before the first write; ends with the account locked. */
-static ShopRefusal
-prepare(ReserveCall *call, ShopAccount *account)
-{
-	ShopRefusal refusal = shop_items_price(&call->items);
-
-	if (refusal.condition != SHOP_NO_REFUSAL)
-		return refusal;
-	*account = shop_account_lock(call->order.user_id);
-	/* Prices may have changed meanwhile. */
-	return account->waited ? shop_items_price(&call->items) : refusal;
-}
-
 static TimestampTz
 time_after(TimestampTz time, const Interval *duration)
 {
@@ -77,7 +64,7 @@ reserve(ReserveCall *call)
 
 	if (find_replay(call))
 		return;
-	refusal = prepare(call, &account);
+	refusal = shop_items_price_and_lock(&call->items, false, order->user_id, call->key != NULL, &account);
 	if (find_replay(call))
 		return;
 	if (refusal.condition != SHOP_NO_REFUSAL)
@@ -92,9 +79,9 @@ reserve(ReserveCall *call)
 	shop_change_record("reserved", order, 0, &account, NULL, call->key, &call->arguments, now);
 	shop_items_insert(&call->items, order->order_id);
 	shop_order_emit(order, "reserved", NULL, &call->items, now);
-	expired = shop_items_take_stock(&call->items, now);
+	expired = shop_items_take_stock(&call->items);
 	shop_holds_insert(order->order_id, order->expires_at, shop_items_demands(&call->items), call->items.n);
-	shop_orders_expire(expired, now);
+	shop_orders_expire(expired);
 }
 
 /* The parts as they are; IntervalStyle has no say in it. */

@@ -46,8 +46,7 @@
 	" coalesce((options->'max_backoff')::integer, 0), coalesce((options->'timeout')::integer, 0)," \
 	" coalesce(horizon_xid <= pg_snapshot_xmin(pg_current_snapshot()), false), retry_at, types, acked, horizon_no," \
 	" run_as_oid, shop.is_home(system_identifier, database_oid), paused, secret, options, '/shop/' || " \
-	"current_database()," \
-	" EXISTS (SELECT FROM shop.delivery d WHERE d.endpoint_id = endpoint.endpoint_id AND d.dead_at IS NULL), ctid"
+	"current_database(), ctid"
 
 /*
  * The row is updated with every batch.  Beside an old snapshot none of its
@@ -67,6 +66,13 @@ static ShopQuery lock_free_ready = SHOP_QUERY(
 	"SELECT " ENDPOINT_COLUMNS OF_ENDPOINT READY " FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
 static ShopQuery lock_free = SHOP_QUERY(
 	"SELECT " ENDPOINT_COLUMNS OF_ENDPOINT " FOR NO KEY UPDATE SKIP LOCKED", INT8OID);
+
+/*
+ * To be asked when the row is locked: a statement that had to wait for it sees
+ * the newest row, but all else as it was before the wait.
+ */
+static ShopQuery find_waiting = SHOP_QUERY(
+	"SELECT FROM shop.delivery WHERE endpoint_id = $1 AND dead_at IS NULL LIMIT 1", INT8OID);
 
 /* A try that was counted but not made. */
 static ShopQuery return_lease = SHOP_QUERY("UPDATE shop.delivery SET attempts = attempts - 1, suspect = false"
@@ -184,9 +190,9 @@ lock(ShopQuery *query_at, ShopQuery *query, int64 endpoint_id, ShopOutlet *outle
 	outlet->pub.secret = shop_fetch_text(0, 18);
 	outlet->pub.options = DatumGetJsonbP(copy_varlena(0, 19));
 	outlet->pub.source = shop_fetch_text(0, 20);
-	outlet->has_waiting = shop_fetch_bool(0, 21);
-	outlet->place = *(ItemPointer) DatumGetPointer(shop_fetch(0, 22, &isnull));
+	outlet->place = *(ItemPointer) DatumGetPointer(shop_fetch(0, 21, &isnull));
 	MemoryContextSwitchTo(before);
+	outlet->has_waiting = shop_query(&find_waiting, SHOP_VALUES(id)) > 0;
 	return true;
 }
 

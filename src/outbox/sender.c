@@ -119,11 +119,11 @@ close_connection(ShopSender *sender)
 	sender->connection = NULL;
 }
 
-/* Nothing on its way, and nothing to be recorded? */
+/* Nothing on its way, nothing to be recorded, and nothing counted as tried that has not left? */
 bool
 shop_sender_is_quiet(const ShopSender *sender)
 {
-	return sender->requests == 0 && sender->answered == 0;
+	return sender->requests == 0 && sender->answered == 0 && (sender->window.n == 0 || !sender->outlet.ready);
 }
 
 void
@@ -335,7 +335,13 @@ connect(ShopSender *sender)
 	if (sender->config)
 		pfree(sender->config);
 	sender->config = pstrdup(config);
-	sender->sink = shop_sink_of(sender->outlet.pub.url);
+	sender->sink = shop_sink_find(sender->outlet.pub.url);
+	if (sender->sink == NULL)
+	{
+		sender->window.pause_reason = pstrdup("this build cannot deliver to such a url");
+		MemoryContextSwitchTo(before);
+		return false;
+	}
 	sender->connection = sender->sink->open(&sender->outlet.pub, answered);
 	sender->sink->limits(sender->connection, &sender->max_requests, &sender->max_messages);
 	MemoryContextSwitchTo(before);
@@ -426,7 +432,7 @@ load(ShopSender *sender, TimestampTz now)
 	return has_untried(&sender->window, before);
 }
 
-/* When the next transaction is due, if nothing happens before. */
+/* When the next transaction is due, if nothing happens before: where only an answer can make room, never. */
 static TimestampTz
 next_run(ShopSender *sender, TimestampTz now)
 {
@@ -435,6 +441,8 @@ next_run(ShopSender *sender, TimestampTz now)
 
 	if (broken && left > 0)
 		return sender->outlet.retry_at > now ? sender->outlet.retry_at : DT_NOEND;
+	if (left >= window_size(sender) || has_loner(sender))
+		return DT_NOEND;
 	if (sender->window.full && left < window_size(sender) / 2)
 		return broken ? sender->outlet.retry_at : now;
 	return Max(shop_batch_next_retry(&sender->outlet, &sender->window), broken ? sender->outlet.retry_at : DT_NOBEGIN);
@@ -498,6 +506,7 @@ static void
 run_transaction(ShopSender *sender)
 {
 	TimestampTz now = shop_now();
+	bool connected = false;
 	bool loaded = false;
 
 	shop_process_begin("delivering events");
@@ -508,10 +517,11 @@ run_transaction(ShopSender *sender)
 	{
 		recover(sender, now);
 		shop_batch_settle(&sender->outlet, &sender->window, now);
-		if (sender->outlet.ready && connect(sender))
+		connected = sender->outlet.ready && connect(sender);
+		if (connected)
 			loaded = load(sender, now);
 		record(sender, now);
-		sender->run_at = sender->outlet.ready ? next_run(sender, now) : DT_NOEND;
+		sender->run_at = connected && sender->outlet.ready ? next_run(sender, now) : DT_NOEND;
 	}
 	if (loaded)
 		commit_durably();
@@ -539,9 +549,10 @@ shop_sender_run(ShopSender *sender, bool look)
 
 	if (sender->busy_until <= now && (look || is_due(sender, now)))
 		run_transaction(sender);
-	send_all(sender);
+	/* What was known of the endpoint is gone, and what it has become is not known yet. */
 	if (sender->busy_until > now)
 		return sender->busy_until;
+	send_all(sender);
 	if (ready_at(sender) > now && sender->answered == 0)
 		return Min(sender->run_at, ready_at(sender));
 	if (sender->answered > 0)

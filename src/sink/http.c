@@ -54,6 +54,7 @@ typedef struct Connection
 	struct curl_slist *headers; /* of options.headers */
 	ShopAnswered answered;
 	struct Transfer *transfers; /* max_requests of them, each with a handle of its own */
+	struct Connection *next;
 } Connection;
 
 /* A request on its way; its memory is malloc's, for libcurl's callbacks use it. */
@@ -62,6 +63,7 @@ typedef struct Transfer
 	Connection *connection;
 	CURL *handle;
 	bool busy;
+	TimestampTz overdue_at;
 	void *request;
 	char *body;
 	struct curl_slist *headers;
@@ -71,6 +73,8 @@ typedef struct Transfer
 
 static CURLM *multi;
 static TimestampTz timer_at = DT_NOEND;
+static Connection *connections;
+static TimestampTz overdue_at = DT_NOEND; /* before that no transfer is */
 static bool handles_wear_out;
 
 static void
@@ -157,15 +161,16 @@ start_curl(void)
 	handles_wear_out = curl_version_info(CURLVERSION_NOW)->version_num < GOOD_VERSION;
 }
 
-/* ms until libcurl wants to be called, or -1. */
+/* ms until libcurl wants to be called, or a request is overdue, or -1. */
 long
 shop_http_timeout(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = Min(timer_at, overdue_at);
 
-	if (timer_at == DT_NOEND)
+	if (next == DT_NOEND)
 		return -1;
-	return timer_at <= now ? 0 : (long) ((timer_at - now) / 1000 + 1);
+	return next <= now ? 0 : (long) ((next - now) / 1000 + 1);
 }
 
 /*
@@ -239,7 +244,6 @@ prepare_handle(Connection *connection, Transfer *transfer)
 	curl_easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
 	curl_easy_setopt(handle, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(handle, CURLOPT_PROXY, "");
-	curl_easy_setopt(handle, CURLOPT_TIMEOUT_MS, connection->timeout_ms);
 	curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT_MS, Min(connection->timeout_ms, (long) MAX_CONNECT_MS));
 	curl_easy_setopt(handle, CURLOPT_TCP_NODELAY, 1L);
 	curl_easy_setopt(handle, CURLOPT_USERAGENT, "shop/" SHOP_VERSION);
@@ -279,17 +283,41 @@ finish(Transfer *transfer, CURLcode result)
 	transfer->connection->answered(request, &answer);
 }
 
-/* Lets libcurl look at its clock, and hands out what has come to an end. */
+/*
+ * Ends what has waited for too long.  libcurl would look at its clock before
+ * it looks at the socket, and so turn an answer that came in while the relay
+ * was in somebody's slow function into none.
+ */
+static void
+end_overdue(TimestampTz now)
+{
+	if (overdue_at > now)
+		return;
+	overdue_at = DT_NOEND;
+	for (Connection *connection = connections; connection; connection = connection->next)
+		for (int i = 0; i < connection->max_requests; i++)
+		{
+			Transfer *transfer = &connection->transfers[i];
+
+			if (transfer->busy && transfer->overdue_at <= now)
+				finish(transfer, CURLE_OPERATION_TIMEDOUT);
+			else if (transfer->busy)
+				overdue_at = Min(overdue_at, transfer->overdue_at);
+		}
+}
+
+/* Lets libcurl look at its clock, and hands out what has come to an end.  The sockets have been seen to before. */
 void
 shop_http_poll(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	CURLMsg *message;
 	int running;
 	int left;
 
 	if (multi == NULL)
 		return;
-	if (shop_http_timeout() == 0)
+	if (timer_at <= now)
 	{
 		timer_at = DT_NOEND;
 		block_signals();
@@ -305,6 +333,7 @@ shop_http_poll(void)
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &transfer);
 		finish(transfer, message->data.result);
 	}
+	end_overdue(now);
 }
 
 /*
@@ -385,6 +414,8 @@ open_http(const ShopEndpoint *endpoint, ShopAnswered answered)
 	connection->transfers = palloc0(sizeof(Transfer) * connection->max_requests);
 	for (int i = 0; i < connection->max_requests; i++)
 		prepare_handle(connection, &connection->transfers[i]);
+	connection->next = connections;
+	connections = connection;
 	return connection;
 }
 
@@ -469,6 +500,8 @@ send_http(void *arg, const ShopMessage *messages, int n, void *request)
 		out_of_memory();
 	memcpy(transfer->body, body, length + 1);
 	transfer->busy = true;
+	transfer->overdue_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), connection->timeout_ms);
+	overdue_at = Min(overdue_at, transfer->overdue_at);
 	transfer->request = request;
 	transfer->answer_size = 0;
 	transfer->error[0] = '\0';
@@ -484,7 +517,11 @@ static void
 close_http(void *arg)
 {
 	Connection *connection = arg;
+	Connection **link = &connections;
 
+	while (*link != connection)
+		link = &(*link)->next;
+	*link = connection->next;
 	block_signals();
 	for (int i = 0; i < connection->max_requests; i++)
 	{

@@ -68,6 +68,7 @@ typedef struct Kafka
 	bool blocked; /* does the pipe take no more for now? */
 	StringInfoData in;
 	TimestampTz heard_at;
+	TimestampTz looked_at;
 	TimestampTz ping_at;
 	TimestampTz start_at; /* not before */
 	int failures;		  /* starts without a message delivered */
@@ -602,6 +603,7 @@ look_after(Kafka *kafka, TimestampTz now)
 		if (!start_program(kafka))
 		{
 			/* It may be about to be installed anew. */
+			pfree(messages.data);
 			give_up(kafka, SHOP_NOT_SENT, kafka->error);
 			return;
 		}
@@ -610,6 +612,10 @@ look_after(Kafka *kafka, TimestampTz now)
 	}
 	if (kafka->pid == 0)
 		return;
+	/* While the relay is in somebody's slow function, nobody listens. */
+	if (TimestampDifferenceExceeds(kafka->looked_at, now, 2 * PING_MS))
+		kafka->heard_at = now;
+	kafka->looked_at = now;
 	if (TimestampDifferenceExceeds(kafka->heard_at, now, HUNG_MS))
 	{
 		give_up(kafka, SHOP_TRY_AGAIN, PROGRAM " does not answer");

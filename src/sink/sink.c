@@ -30,13 +30,24 @@ starts_with(const char *text, const char *prefix)
 	return strncmp(text, prefix, strlen(prefix)) == 0;
 }
 
-/* The sink for a url, or an error that says why there is none. */
+/* The sink for a url, or NULL. */
 const ShopSink *
-shop_sink_of(const char *url)
+shop_sink_find(const char *url)
 {
 	for (size_t i = 0; i < lengthof(sinks); i++)
 		if (starts_with(url, sinks[i]->scheme))
 			return sinks[i];
+	return NULL;
+}
+
+/* The sink for a url, or an error that says why there is none. */
+const ShopSink *
+shop_sink_of(const char *url)
+{
+	const ShopSink *sink = shop_sink_find(url);
+
+	if (sink)
+		return sink;
 	for (size_t i = 0; i < lengthof(known_schemes); i++)
 		if (starts_with(url, known_schemes[i]))
 			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

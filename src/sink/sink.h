@@ -96,6 +96,7 @@ extern const ShopSink shop_sink_http;
 extern const ShopSink shop_sink_https;
 extern const ShopSink shop_sink_kafka;
 
+extern const ShopSink *shop_sink_find(const char *url);
 extern const ShopSink *shop_sink_of(const char *url);
 
 /* cloudevent.c */

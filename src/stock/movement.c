@@ -55,14 +55,14 @@ find_replay(const char *key, int64 product_id, int32 quantity, int64 *result)
 }
 
 static void
-move_units(int64 product_id, int32 quantity, TimestampTz now)
+move_units(int64 product_id, int32 quantity)
 {
 	ShopDemand demand = {.product_id = product_id, .quantity = quantity > 0 ? quantity : -(int64) quantity};
 
 	if (quantity > 0)
 		shop_stock_give_back(&demand, 1);
 	else
-		shop_orders_expire(shop_stock_take(&demand, 1, now), now);
+		shop_orders_expire(shop_stock_take(&demand, 1));
 }
 
 static int64
@@ -87,7 +87,7 @@ restock(int64 product_id, int32 quantity, const char *key)
 	}
 	movement_id = shop_fetch_int8(0, 1);
 
-	move_units(product_id, quantity, now);
+	move_units(product_id, quantity);
 	result = shop_stock_available(product_id, now);
 	if (result > SHOP_MAX_AMOUNT)
 		ereport(ERROR, (errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("stock is out of range"),

@@ -31,7 +31,7 @@ typedef struct ShopExpired
 
 /* take.c: demands are sorted by product and distinct */
 extern void shop_stock_look(ShopDemand *demands, int n, TimestampTz now);
-extern ShopExpired shop_stock_take(const ShopDemand *demands, int n, TimestampTz now);
+extern ShopExpired shop_stock_take(const ShopDemand *demands, int n);
 extern void shop_stock_give_back(const ShopDemand *demands, int n);
 extern int64 shop_stock_units(int64 product_id, bool everywhere, TimestampTz now);
 extern int64 shop_stock_available(int64 product_id, TimestampTz now);

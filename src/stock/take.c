@@ -152,10 +152,12 @@ quantities(const ShopDemand *demands, int n)
  * round, and so do units that were taken back into slot 0, which is ours.
  */
 static void
-take_waiting(const ShopDemand *demand, TimestampTz now, ShopExpired *expired)
+take_waiting(const ShopDemand *demand, ShopExpired *expired)
 {
 	for (;;)
 	{
+		/* A reservation may have expired while we waited. */
+		TimestampTz now = shop_now();
 		int64 units = shop_stock_available(demand->product_id, now);
 		int64 missing;
 		int64 taken_back;
@@ -180,7 +182,7 @@ take_waiting(const ShopDemand *demand, TimestampTz now, ShopExpired *expired)
  * reservations gave units back for it.
  */
 ShopExpired
-shop_stock_take(const ShopDemand *demands, int n, TimestampTz now)
+shop_stock_take(const ShopDemand *demands, int n)
 {
 	ShopExpired expired = {0};
 	ShopUpdate update;
@@ -191,7 +193,7 @@ shop_stock_take(const ShopDemand *demands, int n, TimestampTz now)
 		{
 			/* After a wait what comes next is to be seen as it is then. */
 			shop_slots_end(&update);
-			take_waiting(demand, now, &expired);
+			take_waiting(demand, &expired);
 			shop_slots_begin(&slots, &update);
 		}
 	shop_slots_end(&update);

@@ -166,12 +166,13 @@ static bool
 vacuum_small_tables(void)
 {
 	List *tables = list_turned_over();
+	bool found = tables != NIL;
+	ListCell *cell;
 
-	if (tables == NIL)
-		return false;
-	shop_process_vacuum(tables);
+	foreach (cell, tables)
+		shop_process_vacuum(lfirst_oid(cell));
 	list_free(tables);
-	return true;
+	return found;
 }
 
 /* How long until the next reservation expires; in ms, at most MAX_PAUSE_S. */

@@ -41,9 +41,13 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 
 /* Freed memory that a worker keeps for itself, in bytes. */
 #define KEPT_MEMORY (16 * 1024 * 1024)
+
+/* What a vacuum of a small table may take, in ms. */
+#define VACUUM_MS 1000
 
 /* This process's entry in shared memory, and what it allocates per cycle. */
 static ShopWorker *myself;
@@ -241,27 +245,49 @@ shop_process_commit(void)
 	end_transaction();
 }
 
+static void
+vacuum_table(Oid table)
+{
+	RawStmt *raw = linitial_node(RawStmt, raw_parser("VACUUM (SKIP_LOCKED, TRUNCATE off)", RAW_PARSE_DEFAULT));
+	VacuumStmt *statement = castNode(VacuumStmt, raw->stmt);
+
+	statement->rels = list_make1(makeVacuumRelation(NULL, table, NIL));
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	pgstat_report_activity(STATE_RUNNING, "vacuuming a small table");
+	ExecVacuum(make_parsestate(NULL), statement, true);
+	end_transaction();
+}
+
 /*
- * Vacuums tables, a list of oids, in transactions of its own.  Nobody is waited
- * for, and as no table is shortened, nobody waits.  By oid, what is locked or
- * gone by then is left out without a word.  The role cannot be changed here
+ * Vacuums a table in a transaction of its own.  By oid, one that is locked or
+ * gone is left out without a word, and as none is shortened, nobody waits.  An
+ * open cursor may keep a page of an index pinned, for as long as it likes, so
+ * the vacuum is given up after a while.  The role cannot be changed here
  * either: VACUUM, whose transactions must begin without anything of the kind,
  * sees to it for each table.
  */
 void
-shop_process_vacuum(const List *tables)
+shop_process_vacuum(Oid table)
 {
-	RawStmt *raw = linitial_node(RawStmt, raw_parser("VACUUM (SKIP_LOCKED, TRUNCATE off)", RAW_PARSE_DEFAULT));
-	VacuumStmt *statement = castNode(VacuumStmt, raw->stmt);
-	ListCell *cell;
-
-	foreach (cell, tables)
-		statement->rels = lappend(statement->rels, makeVacuumRelation(NULL, lfirst_oid(cell), NIL));
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	pgstat_report_activity(STATE_RUNNING, "vacuuming small tables");
-	ExecVacuum(make_parsestate(NULL), statement, true);
-	end_transaction();
+	PG_TRY();
+	{
+		enable_timeout_after(STATEMENT_TIMEOUT, VACUUM_MS);
+		vacuum_table(table);
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() != ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		QueryCancelPending = false;
+		MemoryContextSwitchTo(cycle_context);
+		FlushErrorState();
+		AbortCurrentTransaction();
+		MemoryContextSwitchTo(cycle_context);
+	}
+	PG_END_TRY();
 }
 
 /* Waits for the latch, or the socket if there is one, and for no longer than that. */

@@ -8,7 +8,6 @@
 
 #include "shop.h"
 
-#include "nodes/pg_list.h"
 #include "port/atomics.h"
 #include "storage/lwlock.h"
 
@@ -74,7 +73,7 @@ extern ShopDatabase *shop_database_find(Oid database);
 extern ShopDatabase *shop_process_start(Oid database, ShopWorkerKind kind);
 extern void shop_process_begin(const char *activity);
 extern void shop_process_commit(void);
-extern void shop_process_vacuum(const List *tables);
+extern void shop_process_vacuum(Oid table);
 extern void shop_process_run(void (*start)(void), long (*cycle)(void), int (*socket)(void));
 
 /* Utility statements that no worker may be in the way of (utility.c). */
