@@ -47,6 +47,14 @@ is(value($node, 'shopdb', q{SELECT pg_stat_get_vacuum_count('shop.account'::regc
 unlike(slurp_file($node->logfile), qr/skipping vacuum/, 'nor is there a warning of it');
 in_session($other, 'COMMIT');
 vacuumed('account', 'and is vacuumed when it is free');
+
+# A cursor that has stopped in the middle of an index keeps a page of it.
+in_session($other, 'SET enable_seqscan = off; SET enable_sort = off; BEGIN; DECLARE c CURSOR FOR SELECT user_id FROM shop.account ORDER BY user_id; FETCH 1 FROM c');
+my $given_up = value($node, 'shopdb', q{SELECT pg_stat_get_vacuum_count('shop.account'::regclass)});
+$before = value($node, 'shopdb', q{SELECT pg_stat_get_vacuum_count('shop.endpoint'::regclass)});
+within($node, 'shopdb', 60, "pg_stat_get_vacuum_count('shop.endpoint'::regclass) >= $before + 3", 'an open cursor is not waited for either');
+cmp_ok(value($node, 'shopdb', q{SELECT pg_stat_get_vacuum_count('shop.account'::regclass)}), '<=', $given_up + 1, 'its table is left out');
+in_session($other, 'COMMIT');
 end_session($other);
 
 within($node, 'shopdb', 60, q{(SELECT sum(delivered_total) FROM shop.endpoint WHERE builtin) > delivered + 1000 FROM public.since},

@@ -95,6 +95,37 @@ sub complete
 endpoint('round', $receiver, '/ok/round', types => '{round}');
 
 #
+# Beside a function that is slow
+#
+
+# The answer is there after a tenth of the time that the relay is away, and the limit is a third of it.
+endpoint('beside', $receiver, '/delay?ms=300', types => '{beside}', options => { timeout => 1000 });
+sql(q{CREATE FUNCTION public.slow(event jsonb) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(3)'});
+create_endpoint('slow', 'function:public.slow', types => '{slow}');
+event('beside', 'key');
+$receiver->await(20, sub { requests($receiver, '/delay?ms=300') });
+event('slow', 'key');
+ok(await_sql(q{delivered_total = 1 FROM shop.endpoint WHERE name = 'slow'}), 'the relay was in a slow function');
+ok(await_sql(q{delivered_total = 1 FROM shop.endpoint WHERE name = 'beside'}), 'beside it an event is delivered');
+is(scalar requests($receiver, '/delay?ms=300'), 1, 'once: its answer was there in time');
+is(sql(q{SELECT last_error FROM shop.endpoint WHERE name = 'beside'}), '', 'and nothing went wrong');
+drop_endpoint($_) for qw(beside slow);
+
+#
+# A url that this build does not know, as after a change of the library
+#
+
+endpoint('unknown', $receiver, '/ok/unknown', types => '{unknown}');
+my $relay_before = relay_pid();
+sql(q{UPDATE shop.endpoint SET url = 'unknown://127.0.0.1/' WHERE name = 'unknown'});
+event('unknown', 'key');
+ok(await_sql(q{state = 'paused' AND pause_reason = 'this build cannot deliver to such a url' FROM shop.endpoints WHERE name = 'unknown'}),
+	'an endpoint that cannot be delivered to is paused');
+relay_goes_by();
+is(relay_pid(), $relay_before, 'and holds up no other');
+drop_endpoint('unknown');
+
+#
 # One event
 #
 

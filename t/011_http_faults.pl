@@ -675,6 +675,55 @@ for my $how (qw(killed stopped disconnected))
 }
 
 #
+# More is due than there is room for
+#
+
+{
+	my $name = 'more than there is room for';
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	create($name, $receiver->url('/hang'), { timeout => 30000 });
+	sql("SELECT shop.pause_endpoint('$name')");
+	sql("SELECT shop.emit_event('$name', 'test', 'key ' || k, '{}') FROM generate_series(1, 600) k");
+	# As if all of them had been turned down before.
+	sql(qq{
+		WITH waiting AS (INSERT INTO shop.delivery (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at)
+		    SELECT e.endpoint_id, o.event_no, o.id, o.aggregateid, 1, now() FROM shop.outbox o, shop.endpoint e WHERE o.type = '$name' AND e.name = '$name'
+		    RETURNING event_no)
+		UPDATE shop.endpoint SET acked = acked + (SELECT range_agg(int8range(event_no, event_no, '[]')) FROM waiting) WHERE name = '$name'});
+	resume($name);
+	await(sub { $receiver->journal >= 16 });
+	is_idle($name);
+	is(scalar $receiver->journal, 16, "$name: no more is on its way than may be");
+	drop_endpoint($name);
+	check_shop($name);
+}
+
+#
+# Paused while it is broken
+#
+
+{
+	my $name = 'paused while it is broken';
+	my $receiver = start_receiver($node);
+
+	$cases++;
+	$receiver->control('fault=/status/500');
+	create($name, $receiver->url, { backoff => 60000, max_backoff => 60000 });
+	sql("SELECT shop.emit_event('$name', 'test', 'key ' || k, '{}') FROM generate_series(1, 120) k");
+	ok(await_sql("failures >= 20 AND inflight IS NOT NULL FROM shop.endpoint WHERE name = '$name'"), "$name: there is something left that was not sent");
+	sql("SELECT shop.pause_endpoint('$name')");
+	ok(await_sql("inflight IS NULL FROM shop.endpoint WHERE name = '$name'"), "$name: that is not counted as tried");
+	$receiver->control('fault=');
+	resume($name);
+	ok(await_sql("delivered_total > 0 FROM shop.endpoint WHERE name = '$name'"), "$name: it goes on");
+	is(sql("SELECT count(*) FROM shop.delivery JOIN shop.endpoint USING (endpoint_id) WHERE name = '$name' AND suspect"), '0', "$name: nothing is suspect");
+	drop_endpoint($name);
+	check_shop($name);
+}
+
+#
 # While a request hangs
 #
 

@@ -284,10 +284,19 @@ finish(Transfer *transfer, CURLcode result)
 }
 
 /*
- * Ends what has waited for too long.  libcurl would look at its clock before
- * it looks at the socket, and so turn an answer that came in while the relay
- * was in somebody's slow function into none.
+ * Nobody has listened for so long, in µs: that does not count.  libcurl's own
+ * limit would; it looks at its clock before it looks at the socket, and so
+ * takes an answer that came in meanwhile for none.
  */
+void
+shop_http_add_time(int64 us)
+{
+	for (Connection *connection = connections; connection; connection = connection->next)
+		for (int i = 0; i < connection->max_requests; i++)
+			connection->transfers[i].overdue_at += us;
+}
+
+/* Ends what has waited for too long. */
 static void
 end_overdue(TimestampTz now)
 {

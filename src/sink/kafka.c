@@ -68,7 +68,6 @@ typedef struct Kafka
 	bool blocked; /* does the pipe take no more for now? */
 	StringInfoData in;
 	TimestampTz heard_at;
-	TimestampTz looked_at;
 	TimestampTz ping_at;
 	TimestampTz start_at; /* not before */
 	int failures;		  /* starts without a message delivered */
@@ -612,10 +611,6 @@ look_after(Kafka *kafka, TimestampTz now)
 	}
 	if (kafka->pid == 0)
 		return;
-	/* While the relay is in somebody's slow function, nobody listens. */
-	if (TimestampDifferenceExceeds(kafka->looked_at, now, 2 * PING_MS))
-		kafka->heard_at = now;
-	kafka->looked_at = now;
 	if (TimestampDifferenceExceeds(kafka->heard_at, now, HUNG_MS))
 	{
 		give_up(kafka, SHOP_TRY_AGAIN, PROGRAM " does not answer");
@@ -628,6 +623,14 @@ look_after(Kafka *kafka, TimestampTz now)
 	}
 	if (kafka->out.len > 0)
 		write_out(kafka);
+}
+
+/* Nobody has listened for so long, in µs. */
+void
+shop_kafka_add_time(int64 us)
+{
+	for (Kafka *kafka = programs; kafka; kafka = kafka->next)
+		kafka->heard_at += us;
 }
 
 void

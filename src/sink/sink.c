@@ -10,6 +10,12 @@
 #include "mb/pg_wchar.h"
 #include "sink/poll.h"
 
+/* The relay is not always here; shorter absences do not matter. */
+#define AWAY_MS 50
+
+/* Since when the relay is elsewhere; 0: it listens. */
+static TimestampTz left_at;
+
 static const ShopSink *const sinks[] = {
 	&shop_sink_function,
 #ifndef SHOP_WITHOUT_CURL
@@ -134,11 +140,36 @@ static pg_attribute_unused() long sooner(long a, long b)
 	return a < 0 ? b : b < 0 ? a : Min(a, b);
 }
 
+static void
+add_time(int64 us)
+{
+#ifndef SHOP_WITHOUT_CURL
+	shop_http_add_time(us);
+#endif
+#ifndef SHOP_WITHOUT_KAFKA
+	shop_kafka_add_time(us);
+#endif
+	(void) us;
+}
+
+/* Time that the relay has spent elsewhere, in somebody's slow function for example, counts against nobody. */
+static void
+come_back(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (left_at != 0 && TimestampDifferenceExceeds(left_at, now, AWAY_MS))
+		add_time(now - left_at);
+	left_at = 0;
+}
+
+/* ms until it is to be polled, or -1.  Whoever asks is about to wait, and so listens. */
 long
 shop_sink_timeout(void)
 {
 	long timeout = -1;
 
+	come_back();
 #ifndef SHOP_WITHOUT_CURL
 	timeout = sooner(timeout, shop_http_timeout());
 #endif
@@ -151,6 +182,7 @@ shop_sink_timeout(void)
 void
 shop_sink_poll(void)
 {
+	come_back();
 #ifndef SHOP_WITHOUT_REMOTE
 	shop_poll_run();
 #endif
@@ -160,4 +192,5 @@ shop_sink_poll(void)
 #ifndef SHOP_WITHOUT_KAFKA
 	shop_kafka_poll();
 #endif
+	left_at = GetCurrentTimestamp();
 }

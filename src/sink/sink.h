@@ -123,10 +123,12 @@ extern void shop_sink_poll(void);
 
 /* http.c */
 extern long shop_http_timeout(void);
+extern void shop_http_add_time(int64 us);
 extern void shop_http_poll(void);
 
 /* kafka.c */
 extern long shop_kafka_timeout(void);
+extern void shop_kafka_add_time(int64 us);
 extern void shop_kafka_poll(void);
 
 /* webhook.c */

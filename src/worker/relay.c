@@ -191,6 +191,7 @@ relay_cycle(void)
 	uint32 woken;
 	bool round;
 	long timeout;
+	long socket_timeout;
 
 	if (next_at > now && !(pg_atomic_read_u32(&my_database->wake) & SHOP_WAKE_ENDPOINTS))
 		return ms_until(next_at, now);
@@ -221,7 +222,8 @@ relay_cycle(void)
 		return 0;
 	now = GetCurrentTimestamp();
 	timeout = ms_until(Min(next_at, round_at), now);
-	return shop_sink_timeout() >= 0 ? Min(timeout, shop_sink_timeout()) : timeout;
+	socket_timeout = shop_sink_timeout();
+	return socket_timeout >= 0 ? Min(timeout, socket_timeout) : timeout;
 }
 
 static void
