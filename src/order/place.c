@@ -16,7 +16,8 @@
  * first used up (the last unit, the coupon, the user's points), a call with a
  * key looks for the key again before it gives a refusal: a refusal is decided
  * on a snapshot, and if that already shows the first call's effect, so does
- * the later one that the key is looked up in.
+ * the later one that the key is looked up in.  What somebody else has taken off
+ * sale, the first call may have been in time for: there, too, it is waited for.
  */
 #include "order/order.h"
 
