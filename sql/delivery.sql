@@ -365,7 +365,17 @@ SELECT count(*) FROM public.broken;
 SELECT name, state, delivered_total, last_error FROM shop.endpoints ORDER BY name;
 SELECT current_user = session_user AS back_to_the_caller;
 SELECT count(shop.drop_endpoint(name)) FROM shop.endpoints;
+-- and as nobody else who comes to have its name
+SET ROLE regress_shop_subscriber;
+SELECT name, run_as FROM shop.create_endpoint('e', 'function:public.whoami');
+RESET ROLE;
 DROP OWNED BY regress_shop_subscriber;
+DROP ROLE regress_shop_subscriber;
+CREATE ROLE regress_shop_subscriber SUPERUSER;
+SELECT public.emit('k', 1);
+SELECT shop.deliver_events();
+SELECT endpoint, retrying, last_error FROM shop.outbox_metrics();
+SELECT name FROM shop.drop_endpoint('e');
 DROP ROLE regress_shop_subscriber;
 TRUNCATE public.got RESTART IDENTITY;
 -- A function that is gone is a failure, not a loss

@@ -258,6 +258,12 @@ SELECT r.* FROM refusal($$SELECT shop.create_endpoint('e', 'https://hooks.exampl
 -- of whatever kind the endpoint is; what is no name is refused to all alike
 SELECT attempt(url, '{"ca_file": "/etc/ssl/own.pem"}')
   FROM unnest('{http://hooks.example.com/,kafka://hooks.example.com/topic,function:shop.receive_event}'::text[]) url;
+-- and so are the settings of Kafka that name files
+SELECT setting, attempt('kafka://hooks.example.com/topic', format('{"kafka": {%s: "/etc/ssl/own"}}', to_json(setting)))
+  FROM unnest('{ssl.ca.location,ssl.key.location,sasl.kerberos.keytab,client.id}'::text[]) setting;
+SET ROLE regress_shop_remote_files;
+SELECT attempt('kafka://hooks.example.com/topic', '{"kafka": {"ssl.ca.location": "/etc/ssl/own.pem", "enable.ssl.certificate.verification": true}}');
+SET ROLE regress_shop_remote_admin;
 SELECT attempt('https://hooks.example.com/', '{"ca_file": ""}'), attempt('https://hooks.example.com/', '{"headers": {"x-a": "1"}}');
 RESET ROLE;
 RESET shop.allowed_hosts;

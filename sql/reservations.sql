@@ -525,6 +525,15 @@ SELECT refused(format('SELECT shop.release_order(%s, 4)', :third));
 SELECT refused('SELECT shop.release_order(NULL, 4)');
 SELECT refused('SELECT shop.reserve_order(4, public.items(''3:1''), ''0'')');
 COMMIT;
+-- Of many reservations at once
+SELECT shop.create_product('Many', 0, 20) AS many \gset
+SET shop.test_clock = '2026-11-21 12:00:00+00';
+SELECT count(shop.reserve_order(4, public.items(:many || ':1'))) FROM generate_series(1, 20);
+SET shop.test_clock = '2026-11-21 12:05:00+00';
+SELECT status FROM shop.place_order(5, public.items(:many || ':20'));
+SELECT o.status, count(*), count(DISTINCT e.aggregateid) AS expired
+  FROM shop.orders o JOIN shop.order_line l USING (order_id) LEFT JOIN shop.outbox e ON e.type = 'order.expired' AND e.aggregateid = o.order_id::text
+ WHERE l.product_id = :many GROUP BY 1 ORDER BY 1;
 SELECT * FROM shop.verify();
 \set ECHO none
 DROP VIEW public.units;
