@@ -25,7 +25,7 @@ use Time::HiRes qw(sleep time);
 
 # Short, so that the tests are; a test that needs more says so.
 my %options = (timeout => 1500, backoff => 20, max_backoff => 300, max_attempts => 1000);
-my %settings = ('reconnect.backoff.max.ms' => 100, 'retry.backoff.ms' => 20, 'topic.metadata.refresh.fast.interval.ms' => 50);
+my %settings = ('socket.keepalive.enable' => JSON::PP::true, 'reconnect.backoff.max.ms' => 100, 'retry.backoff.ms' => 20, 'topic.metadata.refresh.fast.interval.ms' => 50);
 
 my $dir = PostgreSQL::Test::Utils::tempdir;
 
