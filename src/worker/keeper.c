@@ -167,10 +167,9 @@ vacuum_small_tables(void)
 {
 	List *tables = list_turned_over();
 	bool found = tables != NIL;
-	ListCell *cell;
 
-	foreach (cell, tables)
-		shop_process_vacuum(lfirst_oid(cell));
+	for (int i = 0; i < list_length(tables); i++)
+		shop_process_vacuum(list_nth_oid(tables, i));
 	list_free(tables);
 	return found;
 }
