@@ -1205,10 +1205,11 @@ write_all(int fd, Buffer *buffer)
 static void
 journal_flush(void)
 {
-	if (server.journal.end > 0)
-		write_all(server.journal_fd, &server.journal);
+	/* Whoever finds a line in the journal is to find the request in the record. */
 	if (server.record.end > 0)
 		write_all(server.record_fd, &server.record);
+	if (server.journal.end > 0)
+		write_all(server.journal_fd, &server.journal);
 }
 
 /* One line; event is NULL if the request has none that could be read. */
