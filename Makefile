@@ -24,7 +24,7 @@ help:
 	@echo 'make check       run every test, on a scratch server'
 	@echo 'make replay DATA=dir [STREAMS=n] [STOCK=n] [POINTS=n]  place real orders'
 	@echo 'make bench [SUITES="order cost …"] [ROUNDS=n] [SECONDS=n] [CLIENTS=n]  measure, beside other ways to do the job'
-	@echo 'make storm [MINUTES=n] [SEED=n] [INTERVAL=n] [CLIENTS=n]  everything at once, with crashes, then the books'
+	@echo 'make storm [MINUTES=n] [SEED=n] [INTERVAL=n] [CLIENTS=n] [FAULTS="…"]  everything at once, with crashes, then the books'
 	@echo 'make rush [CLIENTS=n] [COUPONS=n] [USERS=n]  a rush for coupons, checked, then measured'
 	@echo 'make delivery [PARTS=list] [EVENTS=n] [ROUNDS=n]  from commit to receiver: latency, backlogs, memory'
 	@echo 'make fuzz [MINUTES=n] [SEED=n] [QUERIES=n] [PARTS=list]  bad input of every kind'

@@ -1,6 +1,6 @@
 /*
  * sender.c
- *		Sends events to one remote endpoint: http, https.
+ *		Sends events to one remote endpoint: http, https, Kafka.
  *
  * A relay has one sender an endpoint, and each goes on by itself.  A sender
  * has a window of events.  Its transactions record what was answered and load

@@ -46,7 +46,7 @@ static ShopQuery list_small = SHOP_QUERY(
 	"  JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid"
 	" WHERE e.extname = 'shop' AND c.relkind IN ('r', 'm') AND c.relpages <= " SMALL_TABLE);
 
-/* How many rows of a table had been replaced or removed when it was last vacuumed here. */
+/* How many rows of a table had been replaced or removed when it was last due here, vacuumed or left out. */
 typedef struct Vacuumed
 {
 	Oid table;

@@ -274,20 +274,20 @@ shop_process_vacuum(Oid table)
 	{
 		enable_timeout_after(STATEMENT_TIMEOUT, VACUUM_MS);
 		vacuum_table(table);
-		disable_timeout(STATEMENT_TIMEOUT, false);
 	}
 	PG_CATCH();
 	{
 		if (geterrcode() != ERRCODE_QUERY_CANCELED)
 			PG_RE_THROW();
-		disable_timeout(STATEMENT_TIMEOUT, false);
-		QueryCancelPending = false;
 		MemoryContextSwitchTo(cycle_context);
 		FlushErrorState();
 		AbortCurrentTransaction();
 		MemoryContextSwitchTo(cycle_context);
 	}
 	PG_END_TRY();
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	/* The time may have been over just when the vacuum was. */
+	QueryCancelPending = false;
 }
 
 /* Waits for the latch, or the socket if there is one, and for no longer than that. */
