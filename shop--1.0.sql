@@ -568,7 +568,7 @@ CREATE TABLE shop.delivery (
     event_id        uuid NOT NULL,
     aggregateid     text NOT NULL,
     attempts        integer NOT NULL DEFAULT 0,
-    next_attempt_at timestamptz NOT NULL,
+    next_attempt_at timestamptz NOT NULL, -- infinity: queued behind an earlier event of its key
     last_error      text,
     dead_at         timestamptz,
     suspect         boolean NOT NULL DEFAULT false, -- its sender ended before the answer came
@@ -576,6 +576,7 @@ CREATE TABLE shop.delivery (
     PRIMARY KEY (event_no, endpoint_id)
 ) WITH (fillfactor = 70);
 CREATE INDEX delivery_key ON shop.delivery (endpoint_id, aggregateid, event_no) WHERE dead_at IS NULL;
+CREATE INDEX delivery_due ON shop.delivery (endpoint_id, next_attempt_at, event_no) WHERE dead_at IS NULL;
 COMMENT ON TABLE shop.delivery IS 'events an endpoint has not taken: to be retried, queued behind those, or dead';
 
 -- How far the outbox has been cleared; one row once it has been.
@@ -1010,6 +1011,13 @@ BEGIN ATOMIC
       LEFT JOIN shop.endpoint e USING (endpoint_id)
       LEFT JOIN shop.outbox o USING (event_no)
      WHERE o.event_no IS NULL OR e.endpoint_id IS NULL OR NOT e.acked @> d.event_no
+    UNION ALL
+    SELECT 'outbox: the first delivery of a key that waits has a time', 'event ' || d.event_no,
+           jsonb_build_object('endpoint_id', d.endpoint_id)
+      FROM (SELECT event_no, endpoint_id, next_attempt_at,
+                   min(event_no) OVER (PARTITION BY endpoint_id, aggregateid) AS first
+              FROM shop.delivery WHERE dead_at IS NULL) d
+     WHERE d.event_no = d.first AND d.next_attempt_at = 'infinity'
     UNION ALL
     -- Folded sales and what the built-in subscriber has yet to fold = orders.
     SELECT 'popular: sales folded + sales pending = sales', 'product ' || coalesce(f.product_id, l.product_id),

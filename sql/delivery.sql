@@ -499,6 +499,37 @@ SELECT shop.deliver_events('overtaken', 1);
 SELECT type, key FROM public.got ORDER BY n;
 SELECT name FROM shop.drop_endpoint('overtaken');
 DROP FUNCTION public.patch(bigint, integer);
+--
+-- However many keys wait, and however much is queued behind one of them, what is due is found in a few steps
+--
+SELECT name FROM shop.create_endpoint('long', 'function:public.take', '{test.long}');
+SELECT count(public.emit(CASE WHEN i % 2 = 0 THEN 'deep' ELSE 'w' || i END, i, 'test.long')) FROM generate_series(1, 6000) i;
+-- As if each had failed once; only the first of the deep one is due
+WITH waiting AS
+    (INSERT INTO shop.delivery (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at)
+     SELECT e.endpoint_id, o.event_no, o.id, o.aggregateid, 1,
+            CASE o.payload->>'no' WHEN '2' THEN shop.clock() ELSE CASE o.aggregateid WHEN 'deep' THEN 'infinity' ELSE shop.clock() + '1 h' END END
+       FROM shop.outbox o, shop.endpoint e WHERE o.type = 'test.long' AND e.name = 'long'
+     RETURNING event_no)
+UPDATE shop.endpoint SET acked = acked + (SELECT range_agg(int8range(event_no, event_no, '[]')) FROM waiting) WHERE name = 'long';
+TRUNCATE public.got;
+CREATE FUNCTION public.rows_read() RETURNS bigint LANGUAGE sql AS $$
+    SELECT pg_stat_get_xact_tuples_returned('shop.delivery'::regclass) + pg_stat_get_xact_tuples_fetched('shop.delivery'::regclass)
+$$;
+BEGIN;
+SELECT public.rows_read() AS before \gset
+SELECT shop.deliver_events('long', 40);
+SELECT public.rows_read() - :before < 1000 AS few_rows;
+-- A failure in the middle: the next is due when it is
+INSERT INTO public.broken VALUES ('deep');
+SELECT shop.deliver_events('long', 1);
+SELECT count(*), max((data->>'no')::integer) FROM public.got;
+SELECT payload->>'no' AS no, d.attempts, d.next_attempt_at > shop.clock() AS later
+  FROM shop.delivery d JOIN shop.outbox USING (event_no, aggregateid) WHERE aggregateid = 'deep' AND next_attempt_at < 'infinity';
+COMMIT;
+SELECT count(*) FROM shop.verify();
+SELECT name FROM shop.drop_endpoint('long');
+DROP FUNCTION public.rows_read();
 SELECT count(*) FROM shop.verify();
 \set ECHO none
 DROP TABLE public.got, public.broken, public.ids;

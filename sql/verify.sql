@@ -90,6 +90,7 @@ SELECT * FROM public.broken($$DELETE FROM shop.outbox WHERE type = 't'$$);
 SELECT * FROM public.broken($$UPDATE shop.endpoint SET acked = acked - int8multirange(int8range(d.event_no, d.event_no, '[]'))
     FROM shop.delivery d WHERE d.endpoint_id = endpoint.endpoint_id$$);
 SELECT * FROM public.broken('UPDATE shop.delivery SET endpoint_id = 99');
+SELECT * FROM public.broken($$UPDATE shop.delivery SET dead_at = NULL, next_attempt_at = 'infinity'$$);
 -- Sales folded
 SELECT * FROM public.broken('UPDATE shop.product_sales SET quantity = quantity + 1 WHERE product_id = 1');
 SELECT * FROM public.broken('UPDATE shop.product_sales SET revenue = revenue - 1 WHERE product_id = 2');

@@ -16,7 +16,8 @@
  *
  * What an endpoint did not take becomes a row of shop.delivery: to be tried
  * again later, or dead.  Later events of its key (aggregateid) queue behind it
- * there; other keys pass.  An endpoint that takes nothing any more backs off
+ * there, with no time of their own (infinity) until they are the first; other
+ * keys pass.  An endpoint that takes nothing any more backs off
  * as a whole, and its events stay in the outbox.
  *
  * Locks: the endpoint row, for the length of the transaction: there is one
@@ -89,6 +90,17 @@ static ShopQuery put_delivery = SHOP_QUERY(
 
 static ShopQuery delete_deliveries = SHOP_QUERY(
 	"DELETE FROM shop.delivery WHERE endpoint_id = $1 AND event_no = ANY ($2)", INT8OID, INT8ARRAYOID);
+
+/* Of the keys of the given events, which wait no more, the next one in the queue is due. */
+static ShopQuery move_up = SHOP_QUERY(
+	"UPDATE shop.delivery d SET next_attempt_at = $3"
+	"  FROM (SELECT DISTINCT aggregateid FROM shop.outbox WHERE event_no = ANY ($2)) k CROSS JOIN LATERAL"
+	"       (SELECT event_no FROM shop.delivery"
+	"         WHERE endpoint_id = $1 AND dead_at IS NULL"
+	"           AND aggregateid >= k.aggregateid AND aggregateid <= k.aggregateid"
+	"         ORDER BY aggregateid, event_no LIMIT 1) n"
+	" WHERE d.endpoint_id = $1 AND d.event_no = n.event_no AND d.next_attempt_at = 'infinity'",
+	INT8OID, INT8ARRAYOID, TIMESTAMPTZOID);
 
 /*
  * $2 are the numbers done; all up to $3 is done with.  A gap that is left
@@ -300,7 +312,8 @@ back_off(const ShopOutlet *outlet, int n, int at_least_ms, TimestampTz now)
 	return TimestampTzPlusMilliseconds(now, (int64) Max(ms, at_least_ms));
 }
 
-static void
+/* Writes the row of an event that was not taken, or is queued; true if it is dead. */
+static bool
 store_failure(ShopOutlet *outlet, const ShopEvent *event, TimestampTz now)
 {
 	bool queued = event->state == SHOP_EVENT_QUEUED;
@@ -310,13 +323,14 @@ store_failure(ShopOutlet *outlet, const ShopEvent *event, TimestampTz now)
 
 	/* What is queued already stays as it is. */
 	if (queued && event->retry)
-		return;
+		return false;
 	outlet->has_waiting = true;
-	shop_query(
-		&put_delivery, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), shop_int8(event->event_no),
-						   shop_datum(UUIDPGetDatum(&event->id)), shop_text(event->message.key), shop_int4(attempts),
-						   shop_time(queued ? now : back_off(outlet, attempts, event->retry_after_ms, now)),
-						   shop_text(event->error), dead ? shop_time(now) : shop_null(), shop_bool(event->suspect)));
+	shop_query(&put_delivery,
+		SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), shop_int8(event->event_no),
+			shop_datum(UUIDPGetDatum(&event->id)), shop_text(event->message.key), shop_int4(attempts),
+			shop_time(queued ? DT_NOEND : back_off(outlet, attempts, event->retry_after_ms, now)),
+			shop_text(event->error), dead ? shop_time(now) : shop_null(), shop_bool(event->suspect)));
+	return dead;
 }
 
 /* Has it got to an end that can be written down? */
@@ -376,8 +390,10 @@ shop_batch_settle(ShopOutlet *outlet, ShopBatch *batch, TimestampTz now)
 	ShopValue id = shop_int8(outlet->pub.endpoint_id);
 	int64 *retried = palloc(sizeof(int64) * Max(batch->n, 1));
 	int64 *unsent = palloc(sizeof(int64) * Max(batch->n, 1));
+	int64 *gone = palloc(sizeof(int64) * Max(batch->n, 1)); /* no longer the first of their keys */
 	int nretried = 0;
 	int nunsent = 0;
+	int ngone = 0;
 
 	for (int i = 0; i < batch->n; i++)
 	{
@@ -387,9 +403,12 @@ shop_batch_settle(ShopOutlet *outlet, ShopBatch *batch, TimestampTz now)
 			continue;
 		event->settled = true;
 		if (event->state == SHOP_EVENT_FAILED || event->state == SHOP_EVENT_QUEUED)
-			store_failure(outlet, event, now);
+		{
+			if (store_failure(outlet, event, now))
+				gone[ngone++] = event->event_no;
+		}
 		else if (event->retry && event->state == SHOP_EVENT_DELIVERED)
-			retried[nretried++] = event->event_no;
+			gone[ngone++] = retried[nretried++] = event->event_no;
 		else if (event->retry && event->state == SHOP_EVENT_FORGOTTEN)
 			unsent[nunsent++] = event->event_no;
 	}
@@ -397,6 +416,8 @@ shop_batch_settle(ShopOutlet *outlet, ShopBatch *batch, TimestampTz now)
 		shop_query(&return_lease, SHOP_VALUES(id, shop_int8_array(unsent, nunsent)));
 	if (nretried > 0)
 		shop_query(&delete_deliveries, SHOP_VALUES(id, shop_int8_array(retried, nretried)));
+	if (ngone > 0)
+		shop_query(&move_up, SHOP_VALUES(id, shop_int8_array(gone, ngone), shop_time(now)));
 }
 
 /* Updates the endpoint's row where it is, unless it was moved in this transaction. */

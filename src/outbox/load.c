@@ -95,34 +95,34 @@ static ShopQuery find_queued = SHOP_QUERY("SELECT o.event_no FROM shop.outbox o 
 	INT8OID, INT8ARRAYOID);
 
 /*
- * The first waiting event of each key, one step in the index a key: whatever
- * is queued behind them costs nothing, and there is no other way to plan it.
+ * The first waiting event of each key, in the order they are due.  What is
+ * queued has no time yet, so there are few others among them.  The first of a
+ * key is looked up as the first row from the key on: there is one way to plan
+ * that, where the key alone could be looked for along the primary key.
  */
 #define HEADS \
-	"WITH RECURSIVE head AS" \
-	"  ((SELECT aggregateid, event_no, next_attempt_at FROM shop.delivery" \
-	"     WHERE endpoint_id = $1 AND dead_at IS NULL ORDER BY aggregateid, event_no LIMIT 1)" \
-	"   UNION ALL" \
-	"   SELECT n.* FROM head CROSS JOIN LATERAL" \
-	"          (SELECT aggregateid, event_no, next_attempt_at FROM shop.delivery" \
-	"            WHERE endpoint_id = $1 AND dead_at IS NULL AND aggregateid > head.aggregateid" \
-	"            ORDER BY aggregateid, event_no LIMIT 1) n)"
+	" FROM shop.delivery d WHERE endpoint_id = $1 AND dead_at IS NULL" \
+	"  AND event_no = (SELECT event_no FROM shop.delivery" \
+	"                   WHERE endpoint_id = $1 AND dead_at IS NULL AND aggregateid >= d.aggregateid" \
+	"                   ORDER BY aggregateid, event_no LIMIT 1)"
+#define BY_TIME " ORDER BY next_attempt_at, event_no"
 
 /* Those that are due; with $4, also what is queued behind them. */
-static ShopQuery load_due = SHOP_QUERY(HEADS
-	", due AS MATERIALIZED"
-	"  (SELECT aggregateid, event_no FROM head WHERE next_attempt_at <= $2 AND event_no <> ALL ($5)"
-	"    ORDER BY event_no LIMIT $3)"
+static ShopQuery load_due = SHOP_QUERY(
+	"WITH due AS MATERIALIZED"
+	"  (SELECT aggregateid" HEADS " AND next_attempt_at <= $2 AND event_no <> ALL ($5)" BY_TIME " LIMIT $3)"
 	" SELECT " EVENT ", d.attempts, d.suspect"
-	"  FROM due"
-	"  JOIN shop.delivery d ON d.endpoint_id = $1 AND d.aggregateid = due.aggregateid AND d.dead_at IS NULL"
-	"   AND ($4 OR d.event_no = due.event_no)"
+	"  FROM due CROSS JOIN LATERAL"
+	"       (SELECT event_no, attempts, suspect FROM shop.delivery"
+	"         WHERE endpoint_id = $1 AND dead_at IS NULL"
+	"           AND aggregateid >= due.aggregateid AND aggregateid <= due.aggregateid"
+	"         ORDER BY aggregateid, event_no LIMIT CASE WHEN $4 THEN $3 ELSE 1 END) d"
 	"  JOIN shop.outbox o ON o.event_no = d.event_no"
 	" ORDER BY o.event_no LIMIT $3",
 	INT8OID, TIMESTAMPTZOID, INT4OID, BOOLOID, INT8ARRAYOID);
 
 static ShopQuery next_retry = SHOP_QUERY(
-	HEADS " SELECT min(next_attempt_at) FROM head WHERE event_no <> ALL ($2)", INT8OID, INT8ARRAYOID);
+	"SELECT next_attempt_at" HEADS " AND event_no <> ALL ($2)" BY_TIME " LIMIT 1", INT8OID, INT8ARRAYOID);
 
 /*
  * Counts a try before it is made, so that an event that ends its sender is
@@ -411,8 +411,8 @@ shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool leas
 TimestampTz
 shop_batch_next_retry(const ShopOutlet *outlet, const ShopBatch *batch)
 {
-	if (!outlet->has_waiting)
+	if (!outlet->has_waiting ||
+		shop_query(&next_retry, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), number_array(batch, 0, true))) == 0)
 		return DT_NOEND;
-	shop_query(&next_retry, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), number_array(batch, 0, true)));
 	return shop_fetch_time(0, 1);
 }
