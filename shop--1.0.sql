@@ -1012,7 +1012,7 @@ BEGIN ATOMIC
       LEFT JOIN shop.outbox o USING (event_no)
      WHERE o.event_no IS NULL OR e.endpoint_id IS NULL OR NOT e.acked @> d.event_no
     UNION ALL
-    SELECT 'outbox: the first delivery of a key that waits has a time', 'event ' || d.event_no,
+    SELECT 'outbox: of the deliveries of a key that wait, the first has a time', 'event ' || d.event_no,
            jsonb_build_object('endpoint_id', d.endpoint_id)
       FROM (SELECT event_no, endpoint_id, next_attempt_at,
                    min(event_no) OVER (PARTITION BY endpoint_id, aggregateid) AS first

@@ -500,6 +500,29 @@ SELECT type, key FROM public.got ORDER BY n;
 SELECT name FROM shop.drop_endpoint('overtaken');
 DROP FUNCTION public.patch(bigint, integer);
 --
+-- A dead letter, revived, is ahead of what waited for a retry in its key; what is queued goes on waiting
+--
+SELECT name FROM shop.create_endpoint('again', 'function:public.take', '{test.again}', options => '{"max_attempts": 2, "backoff": 10000}');
+CREATE VIEW public.queue AS
+    SELECT o.payload->>'no' AS no, d.attempts, CASE WHEN d.dead_at IS NOT NULL THEN 'dead' WHEN next_attempt_at = 'infinity' THEN 'queued'
+                                                    WHEN next_attempt_at > shop.clock() THEN 'waiting' ELSE 'due' END AS state
+      FROM shop.delivery d JOIN shop.outbox o USING (event_no) ORDER BY event_no;
+TRUNCATE public.got;
+INSERT INTO public.broken VALUES ('again');
+SELECT count(public.emit('again', i, 'test.again')) FROM generate_series(1, 4) i;
+SELECT shop.deliver_events('again');
+SELECT * FROM public.queue;
+SET shop.test_clock = '2026-11-20 14:00:00+00';
+SELECT shop.deliver_events('again');
+SELECT * FROM public.queue;
+SELECT shop.redrive_all('again') AS redriven;
+SELECT * FROM public.queue;
+SELECT count(*) FROM shop.verify();
+DELETE FROM public.broken;
+SELECT shop.deliver_events('again');
+SELECT array_agg(data->>'no' ORDER BY n) FROM public.got;
+SELECT name FROM shop.drop_endpoint('again');
+--
 -- However many keys wait, and however much is queued behind one of them, what is due is found in a few steps
 --
 SELECT name FROM shop.create_endpoint('long', 'function:public.take', '{test.long}');
@@ -533,7 +556,7 @@ DROP FUNCTION public.rows_read();
 SELECT count(*) FROM shop.verify();
 \set ECHO none
 DROP TABLE public.got, public.broken, public.ids;
-DROP VIEW public.waiting;
+DROP VIEW public.waiting, public.queue;
 DROP FUNCTION public.take(jsonb), public.take_all(jsonb[]), public.take_nothing(), public.take_text(text), public.show(jsonb),
     public.take_exact(jsonb), public.take_family(jsonb), public.take_any(jsonb), public.take_odd(jsonb),
     public.take_secret(jsonb), public.forbidden(jsonb), public.whoami(jsonb), public.slow(jsonb), public.emit(text, integer, text, integer);

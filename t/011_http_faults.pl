@@ -505,7 +505,7 @@ try_fault(name => "Retry-After: $_", at => "/status/503?times=1&retry-after=$_",
 	await_sql(q{count(*) = 3 FROM shop.delivery JOIN shop.endpoint e USING (endpoint_id) WHERE e.name LIKE 'Retry-After%'});
 	check_events($name, {%b_waits}, $receiver);
 	is_idle($name);
-	is(sql(q{SELECT max(next_attempt_at) BETWEEN now() + interval '23 h' AND now() + interval '25 h' FROM shop.delivery}),
+	is(sql(q{SELECT max(next_attempt_at) BETWEEN now() + interval '23 h' AND now() + interval '25 h' FROM shop.delivery WHERE next_attempt_at < 'infinity'}),
 		't', "$name: a day is as long as it is listened to");
 	drop_endpoint($name);
 }

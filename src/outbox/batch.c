@@ -80,18 +80,22 @@ static ShopQuery return_lease = SHOP_QUERY("UPDATE shop.delivery SET attempts = 
 										   " WHERE endpoint_id = $1 AND event_no = ANY ($2)",
 	INT8OID, INT8ARRAYOID);
 
+/* Of events of one key that left together, and failed, only the first has a time. */
 static ShopQuery put_delivery = SHOP_QUERY(
 	"INSERT INTO shop.delivery AS d (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at,"
 	"                                last_error, dead_at, suspect)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+	" VALUES ($1, $2, $3, $4, $5,"
+	"         CASE WHEN EXISTS (SELECT FROM shop.delivery WHERE endpoint_id = $1 AND dead_at IS NULL"
+	"                              AND aggregateid >= $4 AND aggregateid <= $4 AND event_no < $2)"
+	"              THEN 'infinity' ELSE $6 END, $7, $8, $9)"
 	" ON CONFLICT (endpoint_id, event_no) DO UPDATE"
-	"   SET attempts = $5, next_attempt_at = $6, last_error = $7, dead_at = $8, suspect = $9",
+	"   SET attempts = $5, next_attempt_at = excluded.next_attempt_at, last_error = $7, dead_at = $8, suspect = $9",
 	INT8OID, INT8OID, UUIDOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, BOOLOID);
 
 static ShopQuery delete_deliveries = SHOP_QUERY(
 	"DELETE FROM shop.delivery WHERE endpoint_id = $1 AND event_no = ANY ($2)", INT8OID, INT8ARRAYOID);
 
-/* Of the keys of the given events, which wait no more, the next one in the queue is due. */
+/* The first that waits of the key of each of these events is due, unless it has a time. */
 static ShopQuery move_up = SHOP_QUERY(
 	"UPDATE shop.delivery d SET next_attempt_at = $3"
 	"  FROM (SELECT DISTINCT aggregateid FROM shop.outbox WHERE event_no = ANY ($2)) k CROSS JOIN LATERAL"
@@ -381,6 +385,16 @@ set_retry_at(ShopOutlet *outlet, TimestampTz now)
 }
 
 /*
+ * To be called when events have left the queues of their keys, or have come
+ * to them: those that are the first now are due.
+ */
+void
+shop_batch_move_up(int64 endpoint_id, ShopValue event_nos, TimestampTz now)
+{
+	shop_query(&move_up, SHOP_VALUES(shop_int8(endpoint_id), event_nos, shop_time(now)));
+}
+
+/*
  * Writes the rows of shop.delivery for what has come to an end.  To be called
  * before new events are loaded: they look there for earlier ones of their key.
  */
@@ -388,12 +402,12 @@ void
 shop_batch_settle(ShopOutlet *outlet, ShopBatch *batch, TimestampTz now)
 {
 	ShopValue id = shop_int8(outlet->pub.endpoint_id);
-	int64 *retried = palloc(sizeof(int64) * Max(batch->n, 1));
+	ShopEvent **failed = palloc(sizeof(ShopEvent *) * Max(batch->n, 1));
+	int64 *gone = palloc(sizeof(int64) * Max(batch->n, 1)); /* wait no more */
 	int64 *unsent = palloc(sizeof(int64) * Max(batch->n, 1));
-	int64 *gone = palloc(sizeof(int64) * Max(batch->n, 1)); /* no longer the first of their keys */
-	int nretried = 0;
-	int nunsent = 0;
+	int nfailed = 0;
 	int ngone = 0;
+	int nunsent = 0;
 
 	for (int i = 0; i < batch->n; i++)
 	{
@@ -403,21 +417,22 @@ shop_batch_settle(ShopOutlet *outlet, ShopBatch *batch, TimestampTz now)
 			continue;
 		event->settled = true;
 		if (event->state == SHOP_EVENT_FAILED || event->state == SHOP_EVENT_QUEUED)
-		{
-			if (store_failure(outlet, event, now))
-				gone[ngone++] = event->event_no;
-		}
+			failed[nfailed++] = event;
 		else if (event->retry && event->state == SHOP_EVENT_DELIVERED)
-			gone[ngone++] = retried[nretried++] = event->event_no;
+			gone[ngone++] = event->event_no;
 		else if (event->retry && event->state == SHOP_EVENT_FORGOTTEN)
 			unsent[nunsent++] = event->event_no;
 	}
 	if (nunsent > 0)
 		shop_query(&return_lease, SHOP_VALUES(id, shop_int8_array(unsent, nunsent)));
-	if (nretried > 0)
-		shop_query(&delete_deliveries, SHOP_VALUES(id, shop_int8_array(retried, nretried)));
+	/* Before the failures are written, for it depends on what is ahead of one when it is due. */
 	if (ngone > 0)
-		shop_query(&move_up, SHOP_VALUES(id, shop_int8_array(gone, ngone), shop_time(now)));
+		shop_query(&delete_deliveries, SHOP_VALUES(id, shop_int8_array(gone, ngone)));
+	for (int i = 0; i < nfailed; i++)
+		if (store_failure(outlet, failed[i], now))
+			gone[ngone++] = failed[i]->event_no;
+	if (ngone > 0)
+		shop_batch_move_up(outlet->pub.endpoint_id, shop_int8_array(gone, ngone), now);
 }
 
 /* Updates the endpoint's row where it is, unless it was moved in this transaction. */

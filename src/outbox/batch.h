@@ -10,6 +10,7 @@
 #define SHOP_BATCH_H
 
 #include "outbox/outbox.h"
+#include "query.h"
 #include "sink/sink.h"
 #include "utils/uuid.h"
 
@@ -88,6 +89,7 @@ extern bool shop_batch_lock_any(int64 endpoint_id, ShopOutlet *outlet);
 extern void shop_batch_load(const ShopOutlet *outlet, ShopBatch *batch, int limit, bool lease, TimestampTz now);
 extern int64 shop_batch_record(ShopOutlet *outlet, ShopBatch *batch, bool keep, TimestampTz now);
 extern void shop_batch_settle(ShopOutlet *outlet, ShopBatch *batch, TimestampTz now);
+extern void shop_batch_move_up(int64 endpoint_id, ShopValue event_nos, TimestampTz now);
 extern TimestampTz shop_batch_next_retry(const ShopOutlet *outlet, const ShopBatch *batch);
 extern void shop_batch_failed(ShopOutlet *outlet, ShopBatch *batch, ShopEvent *event, char *error);
 extern void shop_batch_delivered(ShopOutlet *outlet, ShopEvent *event);

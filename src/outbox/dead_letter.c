@@ -2,9 +2,10 @@
  * dead_letter.c
  *		Puts dead letters back in the queue, under the id they had.
  *
- * Locks: the delivery rows.
+ * Locks: the endpoint row, as for a delivery, so that nothing of a key leaves
+ * meanwhile, and what dies just now is seen; then the delivery rows.
  */
-#include "outbox/outbox.h"
+#include "outbox/batch.h"
 
 #include "catalog/pg_type.h"
 #include "error.h"
@@ -13,13 +14,16 @@
 #include "utils/uuid.h"
 #include "worker/worker.h"
 
-static ShopQuery find_endpoint = SHOP_QUERY(
-	"SELECT endpoint_id FROM shop.endpoint WHERE name = $1 AND NOT builtin", TEXTOID);
+static ShopQuery lock_endpoint = SHOP_QUERY(
+	"SELECT endpoint_id FROM shop.endpoint WHERE name = $1 AND NOT builtin FOR NO KEY UPDATE", TEXTOID);
 
-static ShopQuery revive = SHOP_QUERY("UPDATE shop.delivery SET dead_at = NULL, attempts = 0, next_attempt_at = $2"
-									 " WHERE endpoint_id = $1 AND dead_at IS NOT NULL"
-									 "   AND ($3 IS NULL OR event_id = $3) AND ($4 IS NULL OR dead_at >= $4)",
-	INT8OID, TIMESTAMPTZOID, UUIDOID, TIMESTAMPTZOID);
+static ShopQuery revive = SHOP_QUERY(
+	"WITH revived AS"
+	" (UPDATE shop.delivery SET dead_at = NULL, attempts = 0, next_attempt_at = 'infinity'"
+	"   WHERE endpoint_id = $1 AND dead_at IS NOT NULL"
+	"     AND ($2 IS NULL OR event_id = $2) AND ($3 IS NULL OR dead_at >= $3) RETURNING event_no)"
+	" SELECT array_agg(event_no), count(*) FROM revived HAVING count(*) > 0",
+	INT8OID, UUIDOID, TIMESTAMPTZOID);
 
 SHOP_FUNCTION(shop_redrive);
 SHOP_FUNCTION(shop_redrive_all);
@@ -28,14 +32,18 @@ SHOP_FUNCTION(shop_redrive_all);
 static int64
 redrive(const char *endpoint, ShopValue event_id, ShopValue since)
 {
+	int64 endpoint_id;
 	int64 revived;
+	bool isnull;
 
-	if (shop_query(&find_endpoint, SHOP_VALUES(shop_text(endpoint))) == 0)
+	if (shop_query(&lock_endpoint, SHOP_VALUES(shop_text(endpoint))) == 0)
 		shop_refuse(SHOP_ENDPOINT_NOT_FOUND, "{\"endpoint\": %s}", shop_json_string(endpoint));
-	revived = (int64) shop_query(
-		&revive, SHOP_VALUES(shop_int8(shop_fetch_int8(0, 1)), shop_time(shop_now()), event_id, since));
-	if (revived > 0)
-		shop_worker_wake_at_commit(SHOP_WAKE_EVENTS);
+	endpoint_id = shop_fetch_int8(0, 1);
+	if (shop_query(&revive, SHOP_VALUES(shop_int8(endpoint_id), event_id, since)) == 0)
+		return 0;
+	revived = shop_fetch_int8(0, 2);
+	shop_batch_move_up(endpoint_id, shop_datum(shop_fetch(0, 1, &isnull)), shop_now());
+	shop_worker_wake_at_commit(SHOP_WAKE_EVENTS);
 	return revived;
 }
 

@@ -95,10 +95,10 @@ static ShopQuery find_queued = SHOP_QUERY("SELECT o.event_no FROM shop.outbox o 
 	INT8OID, INT8ARRAYOID);
 
 /*
- * The first waiting event of each key, in the order they are due.  What is
- * queued has no time yet, so there are few others among them.  The first of a
- * key is looked up as the first row from the key on: there is one way to plan
- * that, where the key alone could be looked for along the primary key.
+ * The first waiting event of each key, in the order they are due.  Few others
+ * have a time: those that a dead letter, revived, was put ahead of.  The first
+ * is looked up as the first row from the key on: there is one way to plan that,
+ * where the key alone could be looked for along the primary key.
  */
 #define HEADS \
 	" FROM shop.delivery d WHERE endpoint_id = $1 AND dead_at IS NULL" \

@@ -46,14 +46,16 @@
 #define BUSY_MS 100
 
 static ShopQuery turn_into_retries = SHOP_QUERY(
-	"INSERT INTO shop.delivery (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at, last_error,"
-	"                           suspect)"
-	" SELECT $1, o.event_no, o.id, o.aggregateid, 1, $2, 'the relay ended before the answer came', true"
+	"WITH retries AS"
+	" (INSERT INTO shop.delivery (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at, last_error,"
+	"                            suspect)"
+	" SELECT $1, o.event_no, o.id, o.aggregateid, 1, 'infinity', 'the relay ended before the answer came', true"
 	"   FROM shop.endpoint e CROSS JOIN LATERAL unnest(e.inflight) r"
 	"   JOIN shop.outbox o ON o.event_no >= lower(r) AND o.event_no < upper(r)"
 	"  WHERE e.endpoint_id = $1"
-	" ON CONFLICT (endpoint_id, event_no) DO NOTHING",
-	INT8OID, TIMESTAMPTZOID);
+	" ON CONFLICT (endpoint_id, event_no) DO NOTHING RETURNING event_no)"
+	" SELECT array_agg(event_no) FROM retries HAVING count(*) > 0",
+	INT8OID);
 
 static ShopQuery clear_inflight = SHOP_QUERY(
 	"UPDATE shop.endpoint SET acked = acked + inflight, inflight = NULL WHERE endpoint_id = $1 AND inflight IS NOT NULL"
@@ -353,14 +355,18 @@ static void
 recover(ShopSender *sender, TimestampTz now)
 {
 	ShopValue id = shop_int8(sender->endpoint_id);
+	bool isnull;
 
 	if (sender->recovered)
 		return;
-	if (shop_query(&turn_into_retries, SHOP_VALUES(id, shop_time(now))) > 0)
+	if (shop_query(&turn_into_retries, SHOP_VALUES(id)) > 0)
+	{
 		sender->outlet.has_waiting = true;
+		shop_batch_move_up(sender->endpoint_id, shop_datum(shop_fetch(0, 1, &isnull)), now);
+	}
 	if (shop_query(&clear_inflight, SHOP_VALUES(id)) > 0)
 		sender->outlet.acked = PointerGetDatum(
-			PG_DETOAST_DATUM_COPY(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &(bool){false})));
+			PG_DETOAST_DATUM_COPY(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)));
 	sender->recovered = true;
 }
 
