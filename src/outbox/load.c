@@ -101,7 +101,7 @@ static ShopQuery find_queued = SHOP_QUERY("SELECT o.event_no FROM shop.outbox o 
  * where the key alone could be looked for along the primary key.
  */
 #define HEADS \
-	" FROM shop.delivery d WHERE endpoint_id = $1 AND dead_at IS NULL" \
+	" FROM shop.delivery d WHERE endpoint_id = $1 AND dead_at IS NULL AND next_attempt_at < 'infinity'" \
 	"  AND event_no = (SELECT event_no FROM shop.delivery" \
 	"                   WHERE endpoint_id = $1 AND dead_at IS NULL AND aggregateid >= d.aggregateid" \
 	"                   ORDER BY aggregateid, event_no LIMIT 1)"
