@@ -537,12 +537,12 @@ WITH waiting AS
 UPDATE shop.endpoint SET acked = acked + (SELECT range_agg(int8range(event_no, event_no, '[]')) FROM waiting) WHERE name = 'long';
 TRUNCATE public.got;
 CREATE FUNCTION public.rows_read() RETURNS bigint LANGUAGE sql AS $$
-    SELECT pg_stat_get_xact_tuples_returned('shop.delivery'::regclass) + pg_stat_get_xact_tuples_fetched('shop.delivery'::regclass)
+    SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index WHERE indrelid = 'shop.delivery'::regclass
 $$;
 BEGIN;
 SELECT public.rows_read() AS before \gset
 SELECT shop.deliver_events('long', 40);
-SELECT public.rows_read() - :before < 1000 AS few_rows;
+SELECT public.rows_read() - :before BETWEEN 40 AND 1000 AS few_rows;
 -- A failure in the middle: the next is due when it is
 INSERT INTO public.broken VALUES ('deep');
 SELECT shop.deliver_events('long', 1);

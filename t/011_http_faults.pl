@@ -701,6 +701,41 @@ for my $how (qw(killed stopped disconnected))
 }
 
 #
+# A long queue behind an event that is on its way
+#
+
+{
+	my $name = 'a long queue';
+	my $receiver = start_receiver($node);
+	my $rows_read = q{SELECT sum(pg_stat_get_tuples_returned(indexrelid)) FROM pg_index WHERE indrelid = 'shop.delivery'::regclass};
+
+	$cases++;
+	create($name, $receiver->url('/hang?key=deep'), { timeout => 30000 });
+	sql("SELECT shop.pause_endpoint('$name')");
+	sql("SELECT shop.emit_event('$name', 'test', 'deep', '{}') FROM generate_series(1, 2000) k");
+	# As if the first had been turned down before.
+	sql(qq{
+		WITH waiting AS (INSERT INTO shop.delivery (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at)
+		    SELECT e.endpoint_id, o.event_no, o.id, o.aggregateid, 1, CASE WHEN o.event_no = min(o.event_no) OVER () THEN now() ELSE 'infinity' END
+		      FROM shop.outbox o, shop.endpoint e WHERE o.type = '$name' AND e.name = '$name'
+		    RETURNING event_no)
+		UPDATE shop.endpoint SET acked = acked + (SELECT range_agg(int8range(event_no, event_no, '[]')) FROM waiting) WHERE name = '$name'});
+	resume($name);
+	await(sub { $receiver->journal == 1 });
+	my $before = sql($rows_read);
+	for my $n (1 .. 10)
+	{
+		sql("SELECT shop.emit_event('$name', 'test', 'key $n', '{}')");
+		await(sub { $receiver->taken == $n });
+	}
+	is($receiver->taken, 10, "$name: other keys pass");
+	my $rows = sql($rows_read) - $before;
+	ok($rows > 0 && $rows < 2000, "$name: it is not read for each of them, but $rows of its rows for all");
+	drop_endpoint($name);
+	check_shop($name);
+}
+
+#
 # Paused while it is broken
 #
 

@@ -81,13 +81,12 @@ static ShopQuery return_lease = SHOP_QUERY("UPDATE shop.delivery SET attempts = 
 	INT8OID, INT8ARRAYOID);
 
 /* Of events of one key that left together, and failed, only the first has a time. */
+#define ONE_IS_AHEAD SHOP_FIRST_WAITING("aggregateid = $4 AND event_no < $2", "$4")
+
 static ShopQuery put_delivery = SHOP_QUERY(
 	"INSERT INTO shop.delivery AS d (endpoint_id, event_no, event_id, aggregateid, attempts, next_attempt_at,"
 	"                                last_error, dead_at, suspect)"
-	" VALUES ($1, $2, $3, $4, $5,"
-	"         CASE WHEN EXISTS (SELECT FROM shop.delivery WHERE endpoint_id = $1 AND dead_at IS NULL"
-	"                              AND aggregateid >= $4 AND aggregateid <= $4 AND event_no < $2)"
-	"              THEN 'infinity' ELSE $6 END, $7, $8, $9)"
+	" VALUES ($1, $2, $3, $4, $5, CASE WHEN " ONE_IS_AHEAD " THEN 'infinity' ELSE $6 END, $7, $8, $9)"
 	" ON CONFLICT (endpoint_id, event_no) DO UPDATE"
 	"   SET attempts = $5, next_attempt_at = excluded.next_attempt_at, last_error = $7, dead_at = $8, suspect = $9",
 	INT8OID, INT8OID, UUIDOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, BOOLOID);
@@ -96,14 +95,14 @@ static ShopQuery delete_deliveries = SHOP_QUERY(
 	"DELETE FROM shop.delivery WHERE endpoint_id = $1 AND event_no = ANY ($2)", INT8OID, INT8ARRAYOID);
 
 /* The first that waits of the key of each of these events is due, unless it has a time. */
+#define FIRST_OF_KEY SHOP_FIRST_WAITING("aggregateid, event_no", "k.aggregateid")
+
 static ShopQuery move_up = SHOP_QUERY(
 	"UPDATE shop.delivery d SET next_attempt_at = $3"
-	"  FROM (SELECT DISTINCT aggregateid FROM shop.outbox WHERE event_no = ANY ($2)) k CROSS JOIN LATERAL"
-	"       (SELECT event_no FROM shop.delivery"
-	"         WHERE endpoint_id = $1 AND dead_at IS NULL"
-	"           AND aggregateid >= k.aggregateid AND aggregateid <= k.aggregateid"
-	"         ORDER BY aggregateid, event_no LIMIT 1) n"
-	" WHERE d.endpoint_id = $1 AND d.event_no = n.event_no AND d.next_attempt_at = 'infinity'",
+	"  FROM (SELECT DISTINCT aggregateid FROM shop.outbox WHERE event_no = ANY ($2)) k"
+	" CROSS JOIN LATERAL " FIRST_OF_KEY " n"
+	" WHERE n.aggregateid = k.aggregateid"
+	"   AND d.endpoint_id = $1 AND d.event_no = n.event_no AND d.next_attempt_at = 'infinity'",
 	INT8OID, INT8ARRAYOID, TIMESTAMPTZOID);
 
 /*
@@ -329,11 +328,11 @@ store_failure(ShopOutlet *outlet, const ShopEvent *event, TimestampTz now)
 	if (queued && event->retry)
 		return false;
 	outlet->has_waiting = true;
-	shop_query(&put_delivery,
-		SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), shop_int8(event->event_no),
-			shop_datum(UUIDPGetDatum(&event->id)), shop_text(event->message.key), shop_int4(attempts),
-			shop_time(queued ? DT_NOEND : back_off(outlet, attempts, event->retry_after_ms, now)),
-			shop_text(event->error), dead ? shop_time(now) : shop_null(), shop_bool(event->suspect)));
+	shop_query(
+		&put_delivery, SHOP_VALUES(shop_int8(outlet->pub.endpoint_id), shop_int8(event->event_no),
+						   shop_datum(UUIDPGetDatum(&event->id)), shop_text(event->message.key), shop_int4(attempts),
+						   shop_time(queued ? DT_NOEND : back_off(outlet, attempts, event->retry_after_ms, now)),
+						   shop_text(event->error), dead ? shop_time(now) : shop_null(), shop_bool(event->suspect)));
 	return dead;
 }
 

@@ -20,6 +20,15 @@
 /* An event that the other side calls wrong is tried so often. */
 #define SHOP_REJECTED_ATTEMPTS 3
 
+/*
+ * Of what waits for an endpoint ($1), the first row from a key on.  There is
+ * one way to plan that; the key alone could be looked for along the primary
+ * key, or among all that waits.
+ */
+#define SHOP_FIRST_WAITING(columns, key) \
+	"(SELECT " columns " FROM shop.delivery" \
+	"  WHERE endpoint_id = $1 AND dead_at IS NULL AND aggregateid >= " key " ORDER BY aggregateid, event_no LIMIT 1)"
+
 /* An endpoint while its row is locked, or as it was then. */
 typedef struct ShopOutlet
 {

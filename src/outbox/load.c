@@ -89,22 +89,19 @@ static ShopQuery load_chosen = SHOP_QUERY("SELECT " EVENT ", 0, false"
 	INT8ARRAYOID);
 
 /* Of events just loaded, those that have to queue behind an earlier one of their key. */
-static ShopQuery find_queued = SHOP_QUERY("SELECT o.event_no FROM shop.outbox o WHERE o.event_no = ANY ($2)"
-										  " AND EXISTS (SELECT FROM shop.delivery d WHERE d.endpoint_id = $1"
-										  "             AND d.aggregateid = o.aggregateid AND d.dead_at IS NULL)",
-	INT8OID, INT8ARRAYOID);
+#define WAITING_KEY SHOP_FIRST_WAITING("aggregateid", "o.aggregateid")
+
+static ShopQuery find_queued = SHOP_QUERY(
+	"SELECT o.event_no FROM shop.outbox o WHERE o.event_no = ANY ($2) AND o.aggregateid = " WAITING_KEY, INT8OID,
+	INT8ARRAYOID);
 
 /*
  * The first waiting event of each key, in the order they are due.  Few others
- * have a time: those that a dead letter, revived, was put ahead of.  The first
- * is looked up as the first row from the key on: there is one way to plan that,
- * where the key alone could be looked for along the primary key.
+ * have a time: those that a dead letter, revived, was put ahead of.
  */
 #define HEADS \
 	" FROM shop.delivery d WHERE endpoint_id = $1 AND dead_at IS NULL AND next_attempt_at < 'infinity'" \
-	"  AND event_no = (SELECT event_no FROM shop.delivery" \
-	"                   WHERE endpoint_id = $1 AND dead_at IS NULL AND aggregateid >= d.aggregateid" \
-	"                   ORDER BY aggregateid, event_no LIMIT 1)"
+	"  AND event_no = " SHOP_FIRST_WAITING("event_no", "d.aggregateid")
 #define BY_TIME " ORDER BY next_attempt_at, event_no"
 
 /* Those that are due; with $4, also what is queued behind them. */
