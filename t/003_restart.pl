@@ -16,7 +16,7 @@ use Time::HiRes qw(sleep time);
 my $node = new_server('restart', settings => [ 'restart_after_crash = on', 'log_statement = none' ]);
 $node->start;
 open_shop($node, 'shopdb');
-workers_run($node, 'shopdb', 20, 'the workers run');
+workers_run($node, 'shopdb', 5, 'the workers run');
 
 # Waits until so many more orders have been placed.
 sub more_orders
@@ -36,7 +36,7 @@ sub survived
 
 	order($node, 'shopdb');
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	within($node, 'shopdb', 20, "count(*) > $received FROM shop.received_events", "delivery goes on after $what");
+	within($node, 'shopdb', 5, "count(*) > $received FROM shop.received_events", "delivery goes on after $what");
 	return;
 }
 
@@ -70,7 +70,7 @@ my $load = start_load($node, 'shopdb', 60);
 more_orders(500);
 $node->restart;
 survived('a restart');
-workers_run($node, 'shopdb', 20, 'the workers run again');
+workers_run($node, 'shopdb', 5, 'the workers run again');
 load_ended($load);
 complete('a restart');
 
@@ -114,7 +114,7 @@ for my $round (1 .. 2)
 	load_ended($load);
 	$node->poll_query_until('shopdb', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $victim") or die;
 	survived("crash $round");
-	workers_run($node, 'shopdb', 20, 'the workers run again');
+	workers_run($node, 'shopdb', 5, 'the workers run again');
 }
 complete('crashes');
 
@@ -128,7 +128,7 @@ my $kills = 0;
 while (time - $start < 14)
 {
 	$kills += value($node, 'shopdb',
-		q{SELECT count(*) FROM shop.workers WHERE kind = 'relay' AND pid IS NOT NULL AND pg_terminate_backend(pid, 20000)});
+		q{SELECT count(*) FROM shop.workers WHERE kind = 'relay' AND pid IS NOT NULL AND pg_terminate_backend(pid, 5000)});
 	# The launcher lets a worker rest that ends so often; this makes it try again.
 	$node->safe_psql('postgres', 'ALTER DATABASE shopdb SET shop.worker = on');
 	sleep rand(1.0);

@@ -73,7 +73,7 @@ my $outstanding = order($node, 'shopdb', 4);
 within($node, 'shopdb', 10, $all_counted,
 	'the last order is counted');
 $node->safe_psql('shopdb', 'ALTER DATABASE shopdb SET shop.worker = off');
-within($node, 'shopdb', 20, q{count(pid) = 0 FROM shop.workers WHERE kind <> 'launcher'}, 'the shop stands still');
+within($node, 'shopdb', 5, q{count(pid) = 0 FROM shop.workers WHERE kind <> 'launcher'}, 'the shop stands still');
 $node->safe_psql('shopdb', q{SELECT shop.resume_endpoint('platform')});
 healthy($node, 'shopdb', 'verify() finds nothing in the source');
 
@@ -121,10 +121,10 @@ my %restore = (
 # A relay that was to be woken when its database went must not leave that to
 # the relay of the database that comes next, which is one being restored.
 open_shop($node, 'brief');
-workers_run($node, 'brief', 20, 'a shop runs for a while');
+workers_run($node, 'brief', 5, 'a shop runs for a while');
 $node->safe_psql(
 	'brief', q{
-	SELECT pg_terminate_backend(pid, 20000) FROM shop.workers WHERE kind = 'relay';
+	SELECT pg_terminate_backend(pid, 5000) FROM shop.workers WHERE kind = 'relay';
 	SELECT shop.place_order(1, '[{"product_id": 1, "quantity": 1}]');
 });
 $node->safe_psql('postgres', 'DROP DATABASE brief');
@@ -163,11 +163,11 @@ is( value(
 #
 
 $node->safe_psql('shopdb', q{ALTER DATABASE shopdb SET shop.worker = on});
-workers_run($node, 'shopdb', 20, 'the source goes back to work');
-within($node, 'shopdb', 20, received($outstanding), 'and delivers');
+workers_run($node, 'shopdb', 5, 'the source goes back to work');
+within($node, 'shopdb', 5, received($outstanding), 'and delivers');
 
 $node->safe_psql('copy_plain', 'ALTER DATABASE copy_plain SET shop.worker = on');
-workers_run($node, 'copy_plain', 20, 'the copy gets workers');
+workers_run($node, 'copy_plain', 10, 'the copy gets workers');
 my $had = value($node, 'copy_plain', 'SELECT count(*) FROM shop.received_events');
 my $new = order($node, 'copy_plain', 6);
 is(value($node, 'copy_plain', "SELECT $new > (SELECT max(order_id) FROM shop.orders WHERE order_id <> $new)"),
@@ -196,12 +196,12 @@ within($node, 'copy_plain', 10, $all_counted,
 	'the copy counts its sales');
 is(value($node, 'copy_plain', 'SELECT count(*) FROM shop.received_events'), $had, 'and delivers nothing');
 my $order = order($node, 'shopdb', 6);
-within($node, 'shopdb', 4, received($order), 'while the source does');
+within($node, 'shopdb', 2, received($order), 'while the source does');
 healthy($node, 'copy_plain', 'verify() finds nothing in the copy');
 
 is(value($node, 'copy_plain', q{SELECT state FROM shop.pause_endpoint('platform')}), 'paused', 'an endpoint of the copy can be paused');
 is(value($node, 'copy_plain', q{SELECT state FROM shop.resume_endpoint('platform')}), 'active', 'and resumed');
-within($node, 'copy_plain', 20, received($outstanding) . ' AND ' . received($new), 'then it gets what is outstanding');
+within($node, 'copy_plain', 5, received($outstanding) . ' AND ' . received($new), 'then it gets what is outstanding');
 is( value(
 		$node, 'copy_plain', q{
 		SELECT count(*) FROM shop.outbox o FULL JOIN shop.received_events r ON r.event_id = o.id

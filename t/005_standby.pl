@@ -13,9 +13,9 @@ use Test::More;
 my $primary = new_server('primary', init => [ allows_streaming => 1 ]);
 $primary->start;
 open_shop($primary, 'shopdb');
-workers_run($primary, 'shopdb', 20, 'the workers run on the primary');
+workers_run($primary, 'shopdb', 5, 'the workers run on the primary');
 order($primary, 'shopdb', $_) for 1 .. 20;
-within($primary, 'shopdb', 20, q{count(*) = 20 FROM shop.received_events WHERE type = 'order.paid'}, 'and deliver');
+within($primary, 'shopdb', 5, q{count(*) = 20 FROM shop.received_events WHERE type = 'order.paid'}, 'and deliver');
 $primary->safe_psql('shopdb', 'SELECT shop.refresh_popular_products()');
 
 $primary->backup('backup');
@@ -35,7 +35,7 @@ sub catch_up
 #
 
 my $last = order($primary, 'shopdb', 4);
-within($primary, 'shopdb', 20, "EXISTS (SELECT FROM shop.received_events WHERE aggregateid = '$last')", 'the primary goes on');
+within($primary, 'shopdb', 5, "EXISTS (SELECT FROM shop.received_events WHERE aggregateid = '$last')", 'the primary goes on');
 catch_up();
 
 is(value($standby, 'shopdb', q{SELECT name, price FROM shop.get_product(4)}), 'product 4|40', 'get_product() works on the standby');
@@ -63,7 +63,7 @@ is(value($standby, 'shopdb', q{SELECT count(*) FROM pg_stat_activity WHERE backe
 # The standby follows what happens to the primary's databases and workers.
 $primary->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE shopdb');
 $primary->safe_psql('postgres', 'DROP DATABASE copy');
-workers_run($primary, 'shopdb', 20, 'the workers of the primary come back');
+workers_run($primary, 'shopdb', 5, 'the workers of the primary come back');
 catch_up();
 
 #
@@ -71,18 +71,18 @@ catch_up();
 #
 
 $primary->safe_psql('shopdb', 'ALTER DATABASE shopdb SET shop.worker = off');
-within($primary, 'shopdb', 20, q{count(pid) = 0 FROM shop.workers WHERE kind <> 'launcher'}, 'the primary does not deliver any more');
+within($primary, 'shopdb', 5, q{count(pid) = 0 FROM shop.workers WHERE kind <> 'launcher'}, 'the primary does not deliver any more');
 my $outstanding = order($primary, 'shopdb', 5);
 catch_up();
 $primary->stop('immediate');
 $standby->promote;
 
 $standby->safe_psql('postgres', 'ALTER DATABASE shopdb SET shop.worker = on');
-workers_run($standby, 'shopdb', 20, 'the workers start on the promoted server');
-within($standby, 'shopdb', 20, "EXISTS (SELECT FROM shop.received_events WHERE aggregateid = '$outstanding')",
+workers_run($standby, 'shopdb', 5, 'the workers start on the promoted server');
+within($standby, 'shopdb', 5, "EXISTS (SELECT FROM shop.received_events WHERE aggregateid = '$outstanding')",
 	'what was outstanding is delivered');
 my $order = order($standby, 'shopdb', 6);
-within($standby, 'shopdb', 20, "EXISTS (SELECT FROM shop.received_events WHERE aggregateid = '$order')", 'and what is new');
+within($standby, 'shopdb', 5, "EXISTS (SELECT FROM shop.received_events WHERE aggregateid = '$order')", 'and what is new');
 is(value($standby, 'shopdb', q{SELECT state FROM shop.endpoints}), 'active', 'a promoted standby is no copy');
 within(
 	$standby, 'shopdb', 5, q{NOT EXISTS
@@ -106,7 +106,7 @@ $next->poll_query_until('shopdb', 'SELECT count(*) > 1000 FROM shop.orders') or 
 $standby->stop('immediate');
 load_ended($load);
 $next->promote;
-workers_run($next, 'shopdb', 20, 'after a failover under load the workers start by themselves');
+workers_run($next, 'shopdb', 5, 'after a failover under load the workers start by themselves');
 within(
 	$next, 'shopdb', 15, q{NOT EXISTS
 		(SELECT FROM shop.orders o

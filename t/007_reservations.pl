@@ -14,7 +14,7 @@ use Test::More;
 my $node = new_server('reservations', settings => ['restart_after_crash = on']);
 $node->start;
 open_shop($node, 'shopdb');
-workers_run($node, 'shopdb', 20, 'the workers run');
+workers_run($node, 'shopdb', 5, 'the workers run');
 
 # Reserves one unit of each product; returns the order_id.
 sub reserve
@@ -46,7 +46,7 @@ my $order = reserve(1, '1 second', 1, 2);
 is(units(1), '999999', 'the units are out of stock');
 within($node, 'shopdb', 15, is_status($order, 'expired'), 'the keeper ends it');
 is(units(1), '1000000', 'and its units are back');
-within($node, 'shopdb', 20,
+within($node, 'shopdb', 5,
 	"count(*) = 1 FROM shop.received_events WHERE type = 'order.expired' AND aggregateid = '$order'",
 	'the platform hears of it, once');
 is(value($node, 'shopdb', 'SELECT count(*) FROM shop.stock_hold'), '0', 'nothing is held any more');
@@ -63,7 +63,7 @@ my $free = reserve(1, '2 seconds', 4, 5);
 within($node, 'shopdb', 15, is_status($free, 'expired'), 'it ends the next one');
 is(value($node, 'shopdb', 'SELECT ' . is_status($locked, 'reserved')), 't', 'not the one whose product a buyer has locked');
 is(value($node, 'shopdb', "SELECT status FROM shop.get_order($locked)"), 'expired', 'which is over all the same');
-timed($node, 'shopdb', 20, q{SELECT shop.place_order(3, '[{"product_id": 4, "quantity": 1}]')},
+timed($node, 'shopdb', 2, q{SELECT shop.place_order(3, '[{"product_id": 4, "quantity": 1}]')},
 	'nobody waits for the other product of it');
 is( value(
 		$node, 'shopdb',

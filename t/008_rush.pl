@@ -17,7 +17,7 @@ $node->start;
 $node->safe_psql('postgres', q{ALTER SYSTEM SET shop.popular_interval = '1s'});
 $node->reload;
 open_shop($node, 'shopdb');
-workers_run($node, 'shopdb', 20, 'the workers run');
+workers_run($node, 'shopdb', 5, 'the workers run');
 
 # What is done to the rows of the endpoints is counted, and since when.
 $node->safe_psql(

@@ -394,21 +394,21 @@ sql(q{SELECT shop.drop_endpoint('urgent')});
 
 my $slow = '/delay?ms=20&pause';
 endpoint('pause', $receiver, $slow, types => '{pause}', options => { in_flight => 2 });
-sql(q{SELECT shop.emit_event('pause', 'test', 'key ' || n % 10, '{}') FROM generate_series(1, 300) n});
+sql(q{SELECT shop.emit_event('pause', 'test', 'key ' || n % 10, '{}') FROM generate_series(1, 60) n});
 $receiver->await(20, sub { taken($receiver, $slow) >= 5 });
 sql(q{SELECT shop.pause_endpoint('pause')});
-within($node, 'shopdb', 20, q{inflight IS NULL FROM shop.endpoint WHERE name = 'pause'}, 'a pause waits for what is on its way');
+within($node, 'shopdb', 10, q{inflight IS NULL FROM shop.endpoint WHERE name = 'pause'}, 'a pause waits for what is on its way');
 my $sent = taken($receiver, $slow);
-cmp_ok($sent, '<', 300, "$sent events have left");
+cmp_ok($sent, '<', 60, "$sent events have left");
 relay_goes_by();
 is(scalar taken($receiver, $slow), $sent, 'no more leave during the pause');
-is(value($node, 'shopdb', q{SELECT state, delivered_total, pending >= 300 - delivered_total
+is(value($node, 'shopdb', q{SELECT state, delivered_total, pending >= 60 - delivered_total
 	                          FROM shop.outbox_metrics() WHERE endpoint = 'pause'}),
 	"paused|$sent|t", 'those that left are counted, the others wait');
 sql(q{SELECT shop.resume_endpoint('pause')});
-arrive($receiver, $slow, 300, 'the others leave afterwards');
+arrive($receiver, $slow, 60, 'the others leave afterwards');
 complete($receiver, $slow, 'pause', 'each once, in order');
-within($node, 'shopdb', 60, q{delivered_total = 300 AND inflight IS NULL FROM shop.endpoint WHERE name = 'pause'}, 'all are counted');
+within($node, 'shopdb', 10, q{delivered_total = 60 AND inflight IS NULL FROM shop.endpoint WHERE name = 'pause'}, 'all are counted');
 
 # Somebody keeps the endpoint locked while an answer is waiting to be recorded.
 $slow = '/delay?ms=100&lock';
@@ -481,13 +481,13 @@ disconnect();
 timed($node, 'postgres', 10, 'CREATE DATABASE copy TEMPLATE shopdb', 'the database can be copied');
 connect_to('shopdb');
 $node->safe_psql('copy', q{ALTER DATABASE copy SET shop.worker = on; SELECT shop.emit_event('one.g', 'test', 'key', '{}')});
-workers_run($node, 'copy', 20, 'the copy has workers');
+workers_run($node, 'copy', 10, 'the copy has workers');
 within($node, 'copy', 10, q{last_cycle_at IS NOT NULL FROM shop.workers WHERE kind = 'relay'}, 'which run');
 is(value($node, 'copy', q{SELECT count(*) FROM shop.endpoints WHERE state <> 'paused'}), '0', 'there all endpoints are paused');
 event('one.h', 'key');
 arrive($receiver, '/ok/one', $before + 1, 'the original sends');
 is((taken($receiver, '/ok/one'))[-1]{type}, 'one.h', 'the copy does not');
-timed($node, 'postgres', 20, 'DROP DATABASE copy', 'it can be dropped');
+timed($node, 'postgres', 5, 'DROP DATABASE copy', 'it can be dropped');
 
 #
 # Nobody reads a secret, or a header

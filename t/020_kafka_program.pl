@@ -319,7 +319,7 @@ sub stop
 
 	close $process->{in};
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(ended($process, 20), 0, 'it ends with its input');
+	return is(ended($process, 5), 0, 'it ends with its input');
 }
 
 sub all_delivered
@@ -731,7 +731,7 @@ subtest 'a producer that is out of step' => sub {
 	deliver($process, 10, message(1, 'a', '1'));
 	mock('errors ' . PRODUCE . ' ' . OUT_OF_ORDER);
 	deliver($process, 10, map { message($_, 'a', $_) } 2 .. 20);
-	is(ended($process, 20), 3, 'it exits for a new one to be started');
+	is(ended($process, 5), 3, 'it exits for a new one to be started');
 	is(scalar keys %{ $process->{failed} }, 19, 'all that is outstanding is answered');
 	failed_so($process, $_, LATER, qr/sequence number/, 'a message') for 2, 20;
 	like($process->{errors}[-1]{text} // '', qr/sequence number/, 'the endpoint has an error to show');
@@ -748,7 +748,7 @@ subtest 'no right to be idempotent' => sub {
 	mock('errors ' . INIT_PRODUCER_ID . ' ' . CLUSTER_AUTHORIZATION_FAILED);
 	my $process = spawn(undef, "$directory/shop_kafka");
 	talk($process, configure($topic, settings()) . message(1, 'a', '1'), 10, sub { answered($process) == 1 });
-	is(ended($process, 20), 3, 'it exits');
+	is(ended($process, 5), 3, 'it exits');
 	failed_so($process, 1, ENDPOINT, qr/authorization failed/i, 'a new one would do no better');
 };
 
@@ -759,7 +759,7 @@ subtest 'killed' => sub {
 
 	talk($process, join('', @message), 20, sub { answered($process) > 500 });
 	kill KILL => $process->{pid};
-	is(ended($process, 20), -9, 'it is dead');
+	is(ended($process, 5), -9, 'it is dead');
 	take_answers($process) for 1 .. 3;
 	my %done = %{ $process->{delivered} };
 
@@ -781,7 +781,7 @@ subtest 'stopped' => sub {
 	ok(talk($process, '', 2, sub { $process->{pings} == 1 }), 'until it goes on');
 	kill STOP => $process->{pid};
 	kill KILL => $process->{pid};
-	is(ended($process, 20), -9, 'it can be killed');
+	is(ended($process, 5), -9, 'it can be killed');
 };
 
 subtest 'signals' => sub {
@@ -797,8 +797,8 @@ subtest 'signals' => sub {
 		deliver($process, 0.3, message(1, 'a', '1'));
 		my $start = time;
 		kill $signal => $process->{pid};
-		is(ended($process, 20), 143, "SIG$signal ends it");
-		cmp_ok(time - $start, '<', 4, 'at once');
+		is(ended($process, 5), 143, "SIG$signal ends it");
+		cmp_ok(time - $start, '<', 1, 'at once');
 	}
 	mock('up -1');
 };
@@ -814,7 +814,7 @@ subtest 'the end of the input' => sub {
 	talk($process, join('', map { message($_, 'a', $_) } 1 .. 50), 10, sub { 1 });
 	close $process->{in};
 	talk($process, '', 5, sub { 0 });
-	is(ended($process, 20), 0, 'it ends');
+	is(ended($process, 5), 0, 'it ends');
 	all_delivered($process, 50, 'messages that lingered');
 
 	$process = start($topic);
@@ -823,8 +823,8 @@ subtest 'the end of the input' => sub {
 	talk($process, message(2, 'a', '2'), 10, sub { 1 });
 	close $process->{in};
 	my $start = time;
-	is(ended($process, 20), 0, 'it ends, with brokers out of reach');
-	cmp_ok(time - $start, '<', 15, 'soon');
+	is(ended($process, 5), 0, 'it ends, with brokers out of reach');
+	cmp_ok(time - $start, '<', 2.5, 'soon');
 	mock('up -1');
 
 	$process = start($topic);
@@ -852,7 +852,7 @@ subtest 'its parent is killed' => sub {
 	my $child = <$file>;
 	kill KILL => $parent;
 	waitpid $parent, 0;
-	my $end = time + 60;
+	my $end = time + 5;
 	sleep 0.05 while is_alive($child) && time < $end;
 	ok(!is_alive($child), 'it goes away');
 };
@@ -861,7 +861,7 @@ subtest 'nobody listens' => sub {
 	my $process = start(new_topic(1));
 
 	close $process->{out};
-	is(ended($process, 20), 0, 'it ends');
+	is(ended($process, 5), 0, 'it ends');
 };
 
 sub memory_of
@@ -926,8 +926,8 @@ subtest 'hung up while it does not read' => sub {
 	write_until_full($process, frame('P', '') x 10000, 100_000_000);
 	my $start = time;
 	close $process->{in};
-	is(ended($process, 20), 0, 'it ends');
-	cmp_ok(time - $start, '<', 15, 'soon');
+	is(ended($process, 5), 0, 'it ends');
+	cmp_ok(time - $start, '<', 2.5, 'soon');
 };
 
 subtest 'a log that nobody reads' => sub {
@@ -979,7 +979,7 @@ subtest 'malformed requests' => sub {
 		my ($name, $bytes) = @$case;
 		my $process = spawn(undef, "$directory/shop_kafka");
 		talk($process, $bytes, 5, sub { 0 });
-		is(ended($process, 20), 2, "$name: it exits");
+		is(ended($process, 5), 2, "$name: it exits");
 		like(log_of($process), qr/^shop_kafka\[\d+\]: malformed request: .*\n\z/, "$name: it says why");
 	}
 };
@@ -1019,7 +1019,7 @@ sub refusal
 	my $refused = $process->{refused};
 	if (defined $refused)
 	{
-		my $status = ended($process, 20);
+		my $status = ended($process, 5);
 		$refused .= " (exit $status)" if $status != 1;
 		$refused .= ' (log)' if log_of($process) =~ /topsecret/;
 	}
